@@ -1,0 +1,200 @@
+"""What a bundle says about itself: the shapes, the recipe and the cost of one compiled variant.
+
+A bundle is a manifest, a training graph, an inference graph and weights. The manifest travels as JSON; the other three
+are blobs named by the SHA-256 of their bytes. Graphs and weights are apart, so a device that already has the graphs
+receives new weights only.
+
+This module holds value objects and their checks. It loads neither numpy nor onnxruntime: the agent's daemon reads
+manifests.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from reft_edge.errors import BundleError
+
+SCHEMA = 1
+
+MAX_MANIFEST_BYTES = 4 * 2**20
+"""4 MiB: about 40,000 tensors. A manifest is read whole, so an attacker must not choose its size."""
+
+MAX_TENSORS = 20_000
+MAX_TENSOR_ELEMENTS = 2**31
+"""Limits on what a manifest may claim, checked before anything is allocated."""
+
+DType: TypeAlias = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
+
+
+class SGD(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="sgd", tag_field="name"):
+    """Stochastic gradient descent with momentum, as `torch.optim.SGD` computes it.
+
+    State: one float32 `momentum` tensor a parameter when `momentum > 0`, else none. The learning rate is an input of the graph.
+    """
+
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_range("momentum", self.momentum, 0.0, 1.0)
+        _check_range("weight_decay", self.weight_decay, 0.0, float("inf"))
+        if self.nesterov and self.momentum == 0.0:
+            raise ValueError("nesterov needs momentum > 0")
+
+
+class Adam(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="adam", tag_field="name"):
+    """Adam (Kingma and Ba, arXiv 1412.6980, algorithm 1), as `torch.optim.Adam` computes it.
+
+    State: float32 `exp_avg` and `exp_avg_sq` tensors a parameter, and one float32 scalar `step`.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_range("beta1", self.beta1, 0.0, 1.0)
+        _check_range("beta2", self.beta2, 0.0, 1.0)
+        _check_range("epsilon", self.epsilon, 0.0, float("inf"))
+        _check_range("weight_decay", self.weight_decay, 0.0, float("inf"))
+
+
+class CrossEntropy(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="cross_entropy", tag_field="name"
+):
+    """Softmax cross entropy, mean over the batch. Targets: int64 (n_batch,), class indices."""
+
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_range("label_smoothing", self.label_smoothing, 0.0, 1.0)
+
+
+class MeanSquaredError(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="mean_squared_error", tag_field="name"
+):
+    """Mean squared error over all elements. Targets: float32, the shape of the model's output."""
+
+
+Optimizer: TypeAlias = SGD | Adam
+Loss: TypeAlias = CrossEntropy | MeanSquaredError
+
+
+class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Name, shape and dtype of one tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: DType = "float32"
+
+    def __post_init__(self) -> None:
+        if not self.name or any(size < 0 for size in self.shape) or self.n_elements > MAX_TENSOR_ELEMENTS:
+            raise ValueError(f"tensor {self.name!r} has an impossible shape {self.shape!r}")
+
+    @property
+    def n_elements(self) -> int:
+        return prod(self.shape)
+
+
+class BlobRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A blob by content: SHA-256 as 64 lower-case hexadecimal digits, and its size."""
+
+    sha256: str
+    size_bytes: int
+
+    def __post_init__(self) -> None:
+        if len(self.sha256) != 64 or not set(self.sha256) <= set("0123456789abcdef"):
+            raise ValueError(f"{self.sha256!r} is not a SHA-256 in lower-case hexadecimal digits")
+        if self.size_bytes < 0:
+            raise ValueError(f"a blob cannot have {self.size_bytes!r} bytes")
+
+
+class Cost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What training this variant costs, counted on the compiled graph.
+
+    A training step on a batch of `n` samples computes `n * step_flops_per_sample` floating-point operations (a
+    multiply-accumulate counts as 2), and its tensors take at most `memory_bytes(n)` at once.
+    """
+
+    parameters: int
+    forward_macs: int
+    """Multiply-accumulates of one sample's forward pass."""
+    step_flops_per_sample: int
+    memory_fixed_bytes: int
+    """Parameters, gradients, optimizer state and buffers, held at the step's peak."""
+    memory_per_sample_bytes: int
+    """Activations and their gradients alive at the step's peak, for each sample of the batch."""
+
+    def memory_bytes(self, batch_size: int) -> int:
+        """Peak bytes of tensors in a training step on `batch_size` samples; the runtime itself is not in it."""
+        return self.memory_fixed_bytes + batch_size * self.memory_per_sample_bytes
+
+    def step_flops(self, batch_size: int) -> int:
+        return batch_size * self.step_flops_per_sample
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything a device must know to train a variant, apart from the blobs themselves."""
+
+    model: str
+    """What a person calls the model, for example `vgg16` or `vgg16 x 0.50`."""
+    input: TensorSpec
+    """One sample, without the batch axis."""
+    target: TensorSpec
+    """One sample's target, without the batch axis: shape () and int64 for cross entropy."""
+    output: TensorSpec
+    """One sample's output, without the batch axis."""
+    loss: Loss
+    optimizer: Optimizer
+    parameters: tuple[TensorSpec, ...]
+    """Trained tensors, in the order of the module's `named_parameters()`."""
+    buffers: tuple[TensorSpec, ...]
+    """Tensors that the step updates but does not train (running statistics), and constants of `state_dict()`."""
+    cost: Cost
+    training_graph: BlobRef
+    inference_graph: BlobRef
+    weights: BlobRef
+    uses_seed: bool = False
+    """Whether the training graph takes a `seed` (it has dropout)."""
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA:
+            raise ValueError(f"manifest schema {self.schema!r} is not {SCHEMA}; use the same reft-edge on both sides")
+        if len(self.parameters) + len(self.buffers) > MAX_TENSORS:
+            raise ValueError(f"more than {MAX_TENSORS} tensors")
+        names = [spec.name for spec in (*self.parameters, *self.buffers)]
+        if len(set(names)) != len(names):
+            raise ValueError("a tensor name occurs twice")
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """Parameters, then buffers: what the weights blob holds and what an update may contain."""
+        return self.parameters + self.buffers
+
+    def to_json(self) -> bytes:
+        """The manifest as readable JSON, the same bytes for equal manifests."""
+        return msgspec.json.format(msgspec.json.encode(self, order="deterministic"), indent=1)
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Manifest:
+        """Parse and check a manifest.
+
+        Raises `BundleError` when it is too large, not JSON, or breaks a rule above.
+        """
+        if len(data) > MAX_MANIFEST_BYTES:
+            raise BundleError(f"manifest has {len(data)} bytes; at most {MAX_MANIFEST_BYTES} are accepted")
+        try:
+            return msgspec.json.decode(data, type=cls)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+            raise BundleError(f"manifest is not valid: {exc}") from exc
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} = {value!r} is outside {low} to {high}")
