@@ -1,0 +1,93 @@
+"""TOML files to typed, checked settings.
+
+A settings file is a frozen `msgspec.Struct` that forbids unknown fields; its class is the one place where a key, its type and
+its default are written. Every error names the file, the key and what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from reft_edge.errors import ConfigError
+
+Settings = TypeVar("Settings", bound=msgspec.Struct)
+
+MAX_SETTINGS_BYTES = 1 << 20
+"""1 MiB: a settings file larger than this is some other file."""
+
+_UNKNOWN_FIELD = re.compile(r"unknown field `(?P<field>[^`]*)`")
+
+
+def load_settings(path: Path, kind: type[Settings]) -> Settings:
+    """Read the TOML file at `path` as `kind`.
+
+    Raises `ConfigError` when the file is missing, is not TOML, has an unknown key, or has a value of the wrong type or range.
+    """
+    return convert_settings(read_toml(path), kind, origin=str(path))
+
+
+def convert_settings(table: dict[str, Any], kind: type[Settings], *, origin: str) -> Settings:
+    """Check an already parsed TOML table; `origin` names it in errors."""
+    try:
+        return msgspec.convert(table, kind)
+    except msgspec.ValidationError as exc:
+        raise ConfigError(f"{origin}: {_explain(str(exc), kind)}") from exc
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Parse the TOML file at `path`; raises `ConfigError` with file, line and column."""
+    try:
+        if path.stat().st_size > MAX_SETTINGS_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_SETTINGS_BYTES} bytes; this is not a settings file")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise ConfigError(f"{path}: no such file") from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc}") from exc
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"{path}: not valid TOML: {exc}") from exc
+
+
+def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:
+    """`; did you mean 'x'?` for the nearest known word, else `; known are ...`."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(known))}"
+
+
+def _explain(message: str, kind: type[msgspec.Struct]) -> str:
+    """msgspec's message with the TOML path in the usual notation and, for a misspelt key, the nearest known key."""
+    text, _, location = message.partition(" - at `")
+    path = location.rstrip("`").removeprefix("$").removeprefix(".")
+    unknown = _UNKNOWN_FIELD.search(text)
+    if unknown:
+        field = unknown["field"]
+        known = sorted(_all_fields(kind))
+        where = f"[{path}] " if path else ""
+        return f"{where}unknown key {field!r}{did_you_mean(field, known)}"
+    return f"{path}: {text}" if path else text
+
+
+def _all_fields(kind: type[msgspec.Struct]) -> set[str]:
+    """The key names of a settings class and of the tables in it."""
+    names: set[str] = set()
+    waiting: list[Any] = [msgspec.inspect.type_info(kind)]
+    seen: set[type] = set()
+    while waiting:
+        info = waiting.pop()
+        if isinstance(info, msgspec.inspect.StructType) and info.cls not in seen:
+            seen.add(info.cls)
+            names.update(field.encode_name for field in info.fields)
+            waiting.extend(field.type for field in info.fields)
+        elif isinstance(info, msgspec.inspect.UnionType):
+            waiting.extend(info.types)
+        elif isinstance(info, msgspec.inspect.ListType | msgspec.inspect.VarTupleType):
+            waiting.append(info.item_type)
+        elif isinstance(info, msgspec.inspect.DictType):
+            waiting.append(info.value_type)
+    return names

@@ -1,0 +1,106 @@
+"""`DeviceProfile`: what one device can do, each value with where it comes from.
+
+The planner reads profiles; the agent announces one; `profile-device` writes one as TOML; `device_profiles/` holds reference
+boards. Value objects only: nothing is measured here, and neither numpy nor onnxruntime is loaded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from reft_edge.config import convert_settings, read_toml
+
+SCHEMA = 1
+
+TRAINING_SHARE_OF_THEORETICAL = 0.15
+"""Share of the paper's theoretical FLOP/s that a training step sustains, for boards nobody has measured yet. Training steps on
+x86-64 reach 0.1 to 0.3 (`reft-edge profile-device` shows both figures); the planner replaces the guess after one round."""
+
+RUNTIME_BASE_BYTES = 64 * 2**20
+"""Resident memory of a worker before it holds any tensor: Python, numpy and onnxruntime (x86-64, onnxruntime 1.31)."""
+
+
+class Quantity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One number in SI base units, and where it comes from."""
+
+    value: float
+    basis: Literal["measured", "specified"]
+    """`measured` on a device (then `source` says how and when) or `specified` (then `source` names the document)."""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.value < float("inf"):
+            raise ValueError(f"{self.value!r} is not a finite number of at least 0")
+
+
+class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What one device can do. Absent values are unknown."""
+
+    name: str
+    """The kind of device, for example `raspberry-pi-4b`."""
+    description: str = ""
+    architecture: str = ""
+    processor: str = ""
+    cores: Quantity
+    clock_hz: Quantity
+    flops_per_cycle: Quantity
+    """Peak float32 operations of one core in one cycle; a fused multiply-add counts as 2."""
+    gemm_flops_per_s: Quantity | None = None
+    training_flops_per_s: Quantity | None = None
+    """Sustained while running training steps, which is what plans are made with."""
+    memory_bandwidth_bytes_per_s: Quantity | None = None
+    memory_total_bytes: Quantity
+    memory_available_bytes: Quantity | None = None
+    """What a training process can have, cgroup limits counted."""
+    runtime_base_bytes: Quantity | None = None
+    """Resident memory of a worker that holds no model yet."""
+    disk_free_bytes: Quantity | None = None
+    link_down_bytes_per_s: Quantity | None = None
+    link_up_bytes_per_s: Quantity | None = None
+    link_round_trip_s: Quantity | None = None
+    temperature_celsius: Quantity | None = None
+    throttled: bool | None = None
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA:
+            raise ValueError(f"profile schema {self.schema!r} is not {SCHEMA}")
+        for field in ("cores", "clock_hz", "flops_per_cycle", "memory_total_bytes"):
+            if getattr(self, field).value <= 0:
+                raise ValueError(f"{field} must be above 0")
+
+    @property
+    def theoretical_flops_per_s(self) -> float:
+        """The paper's estimate (arXiv 2308.13662, section 3): cores x clock x operations per cycle."""
+        return self.cores.value * self.clock_hz.value * self.flops_per_cycle.value
+
+    @property
+    def planning_flops_per_s(self) -> float:
+        """FLOP/s to plan with: measured training speed, else a share of the theoretical figure."""
+        if self.training_flops_per_s is not None and self.training_flops_per_s.value > 0:
+            return self.training_flops_per_s.value
+        return self.theoretical_flops_per_s * TRAINING_SHARE_OF_THEORETICAL
+
+    @property
+    def planning_memory_bytes(self) -> float:
+        """Bytes that a training worker may occupy in all."""
+        known = self.memory_available_bytes
+        return known.value if known is not None else self.memory_total_bytes.value / 2
+
+    @property
+    def planning_base_bytes(self) -> float:
+        """Bytes that a worker occupies before it holds a model."""
+        return self.runtime_base_bytes.value if self.runtime_base_bytes is not None else RUNTIME_BASE_BYTES
+
+    @classmethod
+    def read(cls, path: Path) -> DeviceProfile:
+        """Read a profile from a TOML file; raises `ConfigError` naming file and key."""
+        return convert_settings(read_toml(path), cls, origin=str(path))
+
+    def to_table(self) -> dict[str, Any]:
+        """The profile as plain dictionaries, for JSON and TOML."""
+        table: dict[str, Any] = msgspec.to_builtins(self)
+        return table

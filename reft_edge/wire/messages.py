@@ -1,0 +1,264 @@
+"""Control messages: readable JSON, typed, versioned and bounded.
+
+Each message is a frozen struct with a `type` tag. Unknown fields are ignored and missing optional fields take their
+default, so that a newer peer may add fields; a message that lacks a required field, breaks a bound or is too large raises
+`RemoteProtocolError`, which the receiver logs and drops. Blocks of blobs are binary and are in `wire.blocks`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from reft_edge.bundle.manifest import BlobRef
+from reft_edge.errors import RemoteProtocolError
+from reft_edge.profiling.profile import DeviceProfile
+
+SCHEMA = 1
+
+MAX_MESSAGE_BYTES = 96 * 1024
+"""96 KiB: a control message is read whole, and must fit the 128 KiB packet limit of the broker configuration we ship."""
+
+Name: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+"""A federation, a device, a task or a transfer."""
+Text: TypeAlias = Annotated[str, Meta(max_length=2000)]
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
+Seconds: TypeAlias = Annotated[float, Meta(ge=0)]
+
+WeightsCodec: TypeAlias = Literal["float32", "float16", "int8"]
+"""How tensors are represented in a weights or update blob; `wire.codecs` implements them."""
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
+    """Retained on `status`; the offline form is the last will."""
+
+    online: bool
+    version: Text = ""
+    state: Literal["idle", "fetching", "training", "uploading", "offline"] = "offline"
+    task: str | None = None
+    schema: int = SCHEMA
+
+
+class ProfileAnnouncement(msgspec.Struct, frozen=True, kw_only=True, tag="profile"):
+    """Retained on `profile`: what the device can do, and how much data it has (never which)."""
+
+    profile: DeviceProfile
+    training_samples: Count
+    holdout_samples: Count = 0
+    input_shape: tuple[int, ...] = ()
+    n_classes: Count | None = None
+    """Number of classes the device's data knows; None for regression."""
+    schema: int = SCHEMA
+
+
+class WeightsRef(msgspec.Struct, frozen=True, kw_only=True):
+    """Weights as they travel down: a container blob and the codec of its tensors."""
+
+    blob: BlobRef
+    codec: WeightsCodec = "float32"
+
+
+class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """How a device trains in one round."""
+
+    local_epochs: Annotated[int, Meta(ge=1, le=10_000)]
+    batch_size: Annotated[int, Meta(ge=1, le=65_536)]
+    learning_rate: Annotated[float, Meta(gt=0, le=1000)]
+    learning_rate_schedule: Literal["constant", "cosine"] = "constant"
+    """`cosine`: from `learning_rate` down to 0 over the steps of this round (Loshchilov and Hutter, arXiv 1608.03983)."""
+    seed: Annotated[int, Meta(ge=0, lt=2**63)]
+    update_codec: WeightsCodec = "int8"
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True, tag="task"):
+    """Retained on `task`: one round's work for one device. An empty payload clears it."""
+
+    task: Name
+    """Unique for (federation run, round, device)."""
+    round: Count
+    run: Name
+    """The coordinator's run; state that a device keeps between rounds (quantization residuals) belongs to one run."""
+    bundle: BlobRef
+    """The manifest's JSON as a blob; graphs are named in it."""
+    weights: WeightsRef
+    plan: TrainingPlan
+    deadline: Seconds
+    """Unix time after which an update counts as late."""
+    broadcast: bool = False
+    """Whether the blocks of these blobs lie retained on `blob/<transfer>/<index>`; else ask on `up`."""
+    schema: int = SCHEMA
+
+
+class Close(msgspec.Struct, frozen=True, kw_only=True, tag="close"):
+    """Retained on `task` in place of a task: the run has ended, the worker may go and the spool may be cleared."""
+
+    run: Name
+    schema: int = SCHEMA
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True, tag="accepted"):
+    task: Name
+    schema: int = SCHEMA
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
+    """The device cannot or will not do this task. Nothing was trained."""
+
+    task: Name
+    reason: Text
+    schema: int = SCHEMA
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True, tag="progress"):
+    task: Name
+    state: Literal["fetching", "training", "uploading"]
+    steps_done: Count = 0
+    steps_total: Count = 0
+    loss: float | None = None
+    schema: int = SCHEMA
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
+    """The device tried and could not finish."""
+
+    task: Name
+    kind: Literal["out_of_memory", "crashed", "data", "bundle", "timeout", "diverged", "storage"]
+    reason: Text
+    schema: int = SCHEMA
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """What the round really took on the device; the planner corrects its predictions with it."""
+
+    download_s: Seconds
+    start_s: Seconds
+    """From the worker having the bundle to its first training step: process start if cold, session creation."""
+    training_s: Seconds
+    steps: Count
+    peak_memory_bytes: Count
+    """Peak resident memory of the worker."""
+    temperature_celsius: float | None = None
+    throttled: bool | None = None
+
+
+class UpdateManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """An update: trained minus received weights, as a container blob."""
+
+    blob: BlobRef
+    codec: WeightsCodec
+    training_samples: Count
+    holdout_samples: Count = 0
+    loss_first: float | None = None
+    """Mean training loss of the first local epoch; `loss_last` of the last."""
+    loss_last: float | None = None
+    holdout_metric_before: float | None = None
+    """Accuracy (classification) or mean squared error (regression) of the received weights on the device's holdout."""
+    holdout_metric_after: float | None = None
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
+    """Training has finished and the update lies ready to be pulled; repeated until a receipt comes."""
+
+    task: Name
+    round: Count
+    update: UpdateManifest
+    measured: Measured
+    schema: int = SCHEMA
+
+
+Report: TypeAlias = Accepted | Refused | Progress | Failed | Done
+"""What a device says on `report`."""
+
+TaskMessage: TypeAlias = Task | Close
+"""What the coordinator says on `task`."""
+
+
+class BlobOffer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):
+    """Answer to `Want`: how the blob is cut. The receiver checks every block by its short hash."""
+
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+    size_bytes: Count
+    block_bytes: Annotated[int, Meta(ge=1024, le=256 * 1024)]
+    transfer: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}$")]
+    """Names the transfer in block headers and topics: the first 16 digits of the SHA-256."""
+    part: Count = 0
+    """Long hash lists travel in parts; this is part `part` of `parts`."""
+    parts: Annotated[int, Meta(ge=1, le=4096)] = 1
+    block_hashes: Annotated[str, Meta(max_length=80_000)]
+    """Eight bytes a block (BLAKE2b-64), base64, of this part."""
+
+
+class Want(msgspec.Struct, frozen=True, kw_only=True, tag="want"):
+    """The receiver asks how a blob is cut (before its first block)."""
+
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+
+
+class RequestBlocks(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
+    """The receiver asks for blocks: ranges of (first, count)."""
+
+    transfer: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}$")]
+    ranges: Annotated[tuple[tuple[Count, Count], ...], Meta(min_length=1, max_length=64)]
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True, tag="receipt"):
+    """The receiver has the whole blob, checked and on its disk."""
+
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Gone(msgspec.Struct, frozen=True, kw_only=True, tag="gone"):
+    """The sender does not hold this blob."""
+
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+
+
+TransferMessage: TypeAlias = Want | BlobOffer | RequestBlocks | Receipt | Gone
+"""Transfer control, beside the blocks on `up` and `down`."""
+
+Message: TypeAlias = Status | ProfileAnnouncement | TaskMessage | Report | TransferMessage
+
+Kind = TypeVar("Kind")
+
+_encoder = msgspec.json.Encoder(order="deterministic")
+_status = msgspec.json.Decoder(Status)
+_profile = msgspec.json.Decoder(ProfileAnnouncement)
+_task = msgspec.json.Decoder(TaskMessage)
+_report = msgspec.json.Decoder(Report)
+_transfer = msgspec.json.Decoder(TransferMessage)
+
+
+def encode(message: Message) -> bytes:
+    """A message as JSON bytes, the same bytes for equal messages."""
+    return _encoder.encode(message)
+
+
+def decode_status(payload: bytes) -> Status:
+    return _decode(_status, payload)
+
+
+def decode_profile(payload: bytes) -> ProfileAnnouncement:
+    return _decode(_profile, payload)
+
+
+def decode_task(payload: bytes) -> TaskMessage:
+    return _decode(_task, payload)
+
+
+def decode_report(payload: bytes) -> Report:
+    return _decode(_report, payload)
+
+
+def decode_transfer(payload: bytes) -> TransferMessage:
+    return _decode(_transfer, payload)
+
+
+def _decode(decoder: msgspec.json.Decoder[Kind], payload: bytes) -> Kind:
+    if len(payload) > MAX_MESSAGE_BYTES:
+        raise RemoteProtocolError(f"message of {len(payload)} bytes; at most {MAX_MESSAGE_BYTES} are read")
+    try:
+        return decoder.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        raise RemoteProtocolError(f"message is not valid: {exc}") from exc

@@ -1,0 +1,67 @@
+"""Every MQTT topic of the protocol, written once.
+
+    reft/v1/<federation>/device/<id>/status    up    retained, QoS 1, last will
+    reft/v1/<federation>/device/<id>/profile   up    retained, QoS 1
+    reft/v1/<federation>/device/<id>/task      down  retained, QoS 1
+    reft/v1/<federation>/device/<id>/report    up    QoS 1
+    reft/v1/<federation>/device/<id>/down      down  QoS 0, blocks and transfer control
+    reft/v1/<federation>/device/<id>/up        up    QoS 0, blocks and transfer control
+    reft/v1/<federation>/blob/<transfer>/<index>   down  retained, QoS 1, blocks that many devices want
+
+Names that could break out of their level (`/`, `+`, `#`, spaces) are refused where they come in.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, NamedTuple, TypeAlias
+
+from reft_edge.errors import ConfigError, RemoteProtocolError
+
+PREFIX = "reft/v1"
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+DeviceTopic: TypeAlias = Literal["status", "profile", "task", "report", "down", "up"]
+UP_TOPICS: tuple[DeviceTopic, ...] = ("status", "profile", "report", "up")
+"""What a device publishes and the coordinator reads."""
+DOWN_TOPICS: tuple[DeviceTopic, ...] = ("task", "down")
+"""What the coordinator publishes and one device reads."""
+
+
+class DeviceAddress(NamedTuple):
+    """A parsed device topic."""
+
+    device: str
+    topic: DeviceTopic
+
+
+def check_name(name: str, what: str) -> str:
+    """Return `name` if it may stand in a topic and be an MQTT client id; raises `ConfigError` otherwise."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{what} {name!r} must be 1 to 64 letters, digits, '_' or '-'")
+    return name
+
+
+def device_topic(federation: str, device: str, topic: DeviceTopic) -> str:
+    return f"{PREFIX}/{federation}/device/{device}/{topic}"
+
+
+def all_devices_filter(federation: str, topic: DeviceTopic) -> str:
+    """Subscription filter for one kind of topic of every device."""
+    return device_topic(federation, "+", topic)
+
+
+def blob_topic(federation: str, transfer: str, index: int) -> str:
+    return f"{PREFIX}/{federation}/blob/{transfer}/{index}"
+
+
+def parse_device_topic(federation: str, topic: str) -> DeviceAddress:
+    """The device and the kind of a topic that the coordinator received; raises `RemoteProtocolError` for any other topic."""
+    start = f"{PREFIX}/{federation}/device/"
+    device, _, kind = topic.removeprefix(start).partition("/")
+    if topic.startswith(start) and _NAME.fullmatch(device):
+        for known in (*UP_TOPICS, *DOWN_TOPICS):
+            if kind == known:
+                return DeviceAddress(device, known)
+    raise RemoteProtocolError(f"topic {topic[:200]!r} is not one of federation {federation!r}")
