@@ -1,0 +1,1 @@
+"""The rounds: plan, publish, collect, merge, distil, evaluate, record."""

@@ -1,0 +1,1 @@
+"""The built-in model zoo, a file a family."""

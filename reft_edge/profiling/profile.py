@@ -1,7 +1,7 @@
 """`DeviceProfile`: what one device can do, each value with where it comes from.
 
-The planner reads profiles; the agent announces one; `profile-device` writes one as TOML; `device_profiles/` holds reference
-boards. Value objects only: nothing is measured here, and neither numpy nor onnxruntime is loaded.
+The planner reads profiles; the agent announces one; `profile-device` writes one as TOML; `device_profiles/` holds
+reference boards. Value objects only: nothing is measured here, and neither numpy nor onnxruntime is loaded.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from reft_edge.config import convert_settings, read_toml
 SCHEMA = 1
 
 TRAINING_SHARE_OF_THEORETICAL = 0.15
-"""Share of the paper's theoretical FLOP/s that a training step sustains, for boards nobody has measured yet. Training steps on
-x86-64 reach 0.1 to 0.3 (`reft-edge profile-device` shows both figures); the planner replaces the guess after one round."""
+"""Share of the paper's theoretical FLOP/s that a training step sustains, for boards nobody has measured yet.
+`reft-edge profile-device` shows both figures; the planner corrects the guess after one round."""
 
 RUNTIME_BASE_BYTES = 64 * 2**20
 """Resident memory of a worker before it holds any tensor: Python, numpy and onnxruntime (x86-64, onnxruntime 1.31)."""

@@ -1,0 +1,1 @@
+"""Partitions of a data set and emulated devices, for trying a federation on one machine."""

@@ -1,0 +1,1 @@
+"""The protocol: messages, topics, codecs, transfers and the MQTT adapter. Never imports torch."""

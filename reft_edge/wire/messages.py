@@ -1,7 +1,7 @@
 """Control messages: readable JSON, typed, versioned and bounded.
 
 Each message is a frozen struct with a `type` tag. Unknown fields are ignored and missing optional fields take their
-default, so that a newer peer may add fields; a message that lacks a required field, breaks a bound or is too large raises
+default, so that a newer peer may add fields. A message that lacks a required field, breaks a bound or is too large raises
 `RemoteProtocolError`, which the receiver logs and drops. Blocks of blobs are binary and are in `wire.blocks`.
 """
 
@@ -19,7 +19,7 @@ from reft_edge.profiling.profile import DeviceProfile
 SCHEMA = 1
 
 MAX_MESSAGE_BYTES = 96 * 1024
-"""96 KiB: a control message is read whole, and must fit the 128 KiB packet limit of the broker configuration we ship."""
+"""96 KiB: a control message is read whole, and must fit the 128 KiB packet limit of our broker configuration."""
 
 Name: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 """A federation, a device, a task or a transfer."""
@@ -67,8 +67,8 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True):
     batch_size: Annotated[int, Meta(ge=1, le=65_536)]
     learning_rate: Annotated[float, Meta(gt=0, le=1000)]
     learning_rate_schedule: Literal["constant", "cosine"] = "constant"
-    """`cosine`: from `learning_rate` down to 0 over the steps of this round (Loshchilov and Hutter, arXiv 1608.03983)."""
-    seed: Annotated[int, Meta(ge=0, lt=2**63)]
+    """`cosine`: from `learning_rate` to 0 over the steps of this round (Loshchilov and Hutter, arXiv 1608.03983)."""
+    seed: Annotated[int, Meta(ge=0, le=2**62)]
     update_codec: WeightsCodec = "int8"
 
 
@@ -223,11 +223,11 @@ Message: TypeAlias = Status | ProfileAnnouncement | TaskMessage | Report | Trans
 Kind = TypeVar("Kind")
 
 _encoder = msgspec.json.Encoder(order="deterministic")
-_status = msgspec.json.Decoder(Status)
-_profile = msgspec.json.Decoder(ProfileAnnouncement)
-_task = msgspec.json.Decoder(TaskMessage)
-_report = msgspec.json.Decoder(Report)
-_transfer = msgspec.json.Decoder(TransferMessage)
+_status: msgspec.json.Decoder[Status] = msgspec.json.Decoder(Status)
+_profile: msgspec.json.Decoder[ProfileAnnouncement] = msgspec.json.Decoder(ProfileAnnouncement)
+_task: msgspec.json.Decoder[TaskMessage] = msgspec.json.Decoder(TaskMessage)
+_report: msgspec.json.Decoder[Report] = msgspec.json.Decoder(Report)
+_transfer: msgspec.json.Decoder[TransferMessage] = msgspec.json.Decoder(TransferMessage)
 
 
 def encode(message: Message) -> bytes:

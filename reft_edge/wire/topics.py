@@ -57,7 +57,7 @@ def blob_topic(federation: str, transfer: str, index: int) -> str:
 
 
 def parse_device_topic(federation: str, topic: str) -> DeviceAddress:
-    """The device and the kind of a topic that the coordinator received; raises `RemoteProtocolError` for any other topic."""
+    """The device and kind of a topic that the coordinator received; raises `RemoteProtocolError` for any other."""
     start = f"{PREFIX}/{federation}/device/"
     device, _, kind = topic.removeprefix(start).partition("/")
     if topic.startswith(start) and _NAME.fullmatch(device):
