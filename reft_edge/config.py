@@ -1,7 +1,7 @@
 """TOML files to typed, checked settings.
 
-A settings file is a frozen `msgspec.Struct` that forbids unknown fields; its class is the one place where a key, its type
-and its default are written. Every error names the file, the key and what would be right.
+A settings file is a frozen `msgspec.Struct` that forbids unknown fields; its class is the one place where a key, its
+type and its default are written. Every error names the file, the key and what would be right.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _UNKNOWN_FIELD = re.compile(r"unknown field `(?P<field>[^`]*)`")
 def load_settings(path: Path, kind: type[Settings]) -> Settings:
     """Read the TOML file at `path` as `kind`.
 
-    Raises `ConfigError` when the file is missing, is not TOML, has an unknown key, or a value of the wrong type or range.
+    Raises `ConfigError` when the file is missing, is not TOML, has an unknown key, or a value that is of no use.
     """
     return convert_settings(read_toml(path), kind, origin=str(path))
 

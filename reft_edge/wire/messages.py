@@ -1,8 +1,8 @@
 """Control messages: readable JSON, typed, versioned and bounded.
 
 Each message is a frozen struct with a `type` tag. Unknown fields are ignored and missing optional fields take their
-default, so that a newer peer may add fields. A message that lacks a required field, breaks a bound or is too large raises
-`RemoteProtocolError`, which the receiver logs and drops. Blocks of blobs are binary and are in `wire.blocks`.
+default, so that a newer peer may add fields. A message that lacks a required field, breaks a bound or is too large
+raises `RemoteProtocolError`, which the receiver logs and drops. Blocks of blobs are binary and are in `wire.blocks`.
 """
 
 from __future__ import annotations
@@ -86,6 +86,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, tag="task"):
     plan: TrainingPlan
     deadline: Seconds
     """Unix time after which an update counts as late."""
+    classes: tuple[Text, ...] = ()
+    """Class names in the order of the model's outputs; a device maps its own names to these. Empty: indices are used."""
     broadcast: bool = False
     """Whether the blocks of these blobs lie retained on `blob/<transfer>/<index>`; else ask on `up`."""
     schema: int = SCHEMA

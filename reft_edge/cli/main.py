@@ -1,0 +1,137 @@
+"""The `reft-edge` command: finds the subcommand, runs it, turns errors into one line and an exit code.
+
+Every subcommand is a module of this package with `SUMMARY`, `configure(parser)` and `run(args) -> int`. Only the module that is
+asked for is imported, so that the agent never pays for the coordinator's imports.
+
+Exit codes: 0 success; 2 wrong arguments or settings; 3 data; 4 model; 5 no plan; 6 bundle; 7 broker; 8 federation failed;
+9 out of memory or disk; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+import reft_edge
+from reft_edge.errors import ConfigError, ReftError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("reft_edge.cli.demo", "run a whole federation on this machine"),
+    "profile-device": ("reft_edge.cli.profile_device", "measure what this device can do"),
+    "plan": ("reft_edge.cli.plan", "show what each device would train, and what it would cost"),
+    "agent": ("reft_edge.cli.agent", "run the agent: train here, on this device's own data"),
+    "coordinator": ("reft_edge.cli.coordinator", "run the coordinator: plan, send, merge, distil"),
+    "broker": ("reft_edge.cli.broker", "run a broker on this machine, for trying out"),
+}
+"""Subcommand -> (module, summary). The summary stands here so that `--help` imports nothing."""
+
+EXTRA_OF_PACKAGE = {
+    "torch": "coordinator",
+    "torch_pruning": "coordinator",
+    "onnx": "coordinator",
+    "onnxscript": "coordinator",
+    "sqlalchemy": "coordinator",
+    "rich": "coordinator",
+    "matplotlib": "coordinator",
+    "jinja2": "coordinator",
+    "sklearn": "demo",
+    "amqtt": "demo",
+    "numpy": "agent",
+    "onnxruntime": "agent",
+    "paho": "agent",
+    "PIL": "agent",
+    "psutil": "agent",
+    "safetensors": "agent",
+    "tomli_w": "agent",
+    "zstandard": "agent",
+}
+
+EPILOG = """\
+examples:
+  reft-edge demo                                    the whole loop with four emulated boards
+  reft-edge profile-device --output board.toml      on a board: what can it do?
+  reft-edge plan --model vgg16 --profile board.toml
+  reft-edge coordinator federation.toml             on a laptop
+  reft-edge agent agent.toml                        on every device
+
+`reft-edge COMMAND --help` tells more about each.
+"""
+
+
+def entry_point() -> None:
+    """Console script: run and exit with the code of `main`."""
+    sys.exit(main())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one `reft-edge` command line; returns the exit code and never raises for a user's mistake."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in COMMANDS:
+        return _run_command(arguments[0], arguments[1:])
+    _top_parser().parse_args(arguments or ["--help"])  # prints help, version or the error, and exits
+    return ConfigError.exit_code
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="reft-edge",
+        description="Train one model across small devices without moving their data.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"reft-edge {reft_edge.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, (_, summary) in COMMANDS.items():
+        commands.add_parser(name, help=summary, add_help=False)
+    return parser
+
+
+def _run_command(name: str, arguments: Sequence[str]) -> int:
+    try:
+        module = importlib.import_module(COMMANDS[name][0])
+        args = _command_parser(name, module).parse_args(arguments)
+        logging.basicConfig(
+            level=logging.DEBUG if args.verbose else logging.WARNING if args.quiet else logging.INFO,
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+            stream=sys.stderr,
+        )
+        code: int = module.run(args)
+    except ReftError as exc:
+        return _fail(name, str(exc), exc.exit_code)
+    except ModuleNotFoundError as exc:
+        extra = EXTRA_OF_PACKAGE.get((exc.name or "").split(".")[0])
+        if extra is None:
+            raise
+        hint = f"needs the package {exc.name!r}; install it with: pip install 'reft-edge[{extra}]'"
+        return _fail(name, hint, ConfigError.exit_code)
+    except KeyboardInterrupt:
+        return _fail(name, "interrupted", 130)
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`); what Python would flush at exit goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _command_parser(name: str, module: ModuleType) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"reft-edge {name}",
+        description=(module.__doc__ or "").strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument("-v", "--verbose", action="store_true", help="log details to standard error")
+    loudness.add_argument("-q", "--quiet", action="store_true", help="log warnings and errors only")
+    module.configure(parser)
+    return parser
+
+
+def _fail(name: str, message: str, code: int) -> int:
+    print(f"reft-edge {name}: error: {message}", file=sys.stderr)
+    return code
