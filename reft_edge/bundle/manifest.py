@@ -32,8 +32,8 @@ DType: TypeAlias = Literal["float32", "float16", "int64", "int32", "int8", "uint
 class SGD(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="sgd", tag_field="name"):
     """Stochastic gradient descent with momentum, as `torch.optim.SGD` computes it.
 
-    State: one float32 `momentum` tensor a parameter when `momentum > 0`, else none. The learning rate is an input of the
-    graph.
+    State: one float32 `momentum` tensor a parameter when `momentum > 0`, else none. The learning rate is an input of
+    the graph.
     """
 
     momentum: float = 0.0
