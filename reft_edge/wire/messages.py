@@ -87,7 +87,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, tag="task"):
     deadline: Seconds
     """Unix time after which an update counts as late."""
     classes: tuple[Text, ...] = ()
-    """Class names in the order of the model's outputs; a device maps its own names to these. Empty: indices are used."""
+    """Class names in the order of the model's outputs; a device maps its own to these. Empty: indices."""
     broadcast: bool = False
     """Whether the blocks of these blobs lie retained on `blob/<transfer>/<index>`; else ask on `up`."""
     schema: int = SCHEMA
