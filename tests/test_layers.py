@@ -1,7 +1,7 @@
 """The import direction between packages is a rule, and this file is the rule.
 
-Reads every module's imports from its syntax tree, lazy ones inside functions too. `if TYPE_CHECKING:` imports count as well: a
-type from above is a dependency.
+Reads every module's imports from its syntax tree. Imports inside functions and those for type checking count as well: a
+type from above is a dependency too.
 """
 
 from __future__ import annotations
