@@ -1,0 +1,155 @@
+"""What the coordinator remembers, as value objects: runs, rounds, assignments, updates, metrics.
+
+The store writes and reads these; nothing else knows that there is a database. All times are Unix seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from reft_edge.bundle.manifest import BlobRef
+from reft_edge.wire.messages import Measured, ProfileAnnouncement, TrainingPlan, UpdateManifest, WeightsRef
+
+RunState: TypeAlias = Literal["active", "finished", "failed"]
+Stage: TypeAlias = Literal["initial", "merged", "batch_norm", "distilled"]
+"""What was measured: the round's start, after the weighted mean, with new batch-norm statistics, after distilling."""
+
+UpdateState: TypeAlias = Literal["offered", "received", "merged", "late", "rejected", "duplicate"]
+"""`offered`: announced, perhaps half here. `received`: here, checked, counts. `merged`: in the global model.
+`late`: announced after collecting had ended; not pulled. `rejected`: here and of no use. `duplicate`: a second,
+different update for one task."""
+
+
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One federation from its first round to its last."""
+
+    run: str
+    federation: str
+    settings_digest: str
+    """SHA-256 over what must not change within a run (model, seed, data); see `settings.run_digest`."""
+    created_at: float
+    state: RunState = "active"
+    reason: str = ""
+    ended_at: float | None = None
+    weights: BlobRef | None = None
+    """The global model's tensors that the next round starts with."""
+
+
+class RoundKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A round of a run; `attempt` counts how often it was planned anew because nobody could take part."""
+
+    run: str
+    number: int
+    """From 1."""
+    attempt: int = 1
+
+    def task(self, device: str) -> str:
+        """The task id of a device in this round: unique, valid in a topic, at most 64 characters."""
+        digest = hashlib.sha256(f"{self.run}/{self.number}/{self.attempt}/{device}".encode()).hexdigest()
+        return f"r{self.number}-{digest[:24]}"
+
+
+class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What is stored of a round beside its assignments."""
+
+    key: RoundKey
+    phase: str
+    started_at: float
+    deadline: float | None = None
+    extensions: int = 0
+    reason: str = ""
+    closed_at: float | None = None
+    merged: BlobRef | None = None
+    """Global tensors after merging and new batch-norm statistics."""
+    distilled: BlobRef | None = None
+    """Global tensors at the round's end."""
+
+
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    """What the planner expects of one device in one round, corrections included."""
+
+    download_s: float = 0.0
+    start_s: float = 0.0
+    training_s: float = 0.0
+    upload_s: float = 0.0
+    peak_memory_bytes: float = 0.0
+    down_bytes: float = 0.0
+    up_bytes: float = 0.0
+    uncorrected_training_s: float = 0.0
+    """From the profile alone: what `Measured.training_s` is compared with."""
+
+    @property
+    def round_s(self) -> float:
+        return self.download_s + self.start_s + self.training_s + self.upload_s
+
+
+class AssignmentRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One device's part in a round."""
+
+    task: str
+    device: str
+    variant: str
+    """Name of its variant, for example `0.50`."""
+    ratio: float
+    prediction: Prediction
+    plan: TrainingPlan
+    bundle: BlobRef | None = None
+    """The manifest's blob; None until published."""
+    weights: WeightsRef | None = None
+    broadcast: bool = False
+    standing: str = "asked"
+    update: str | None = None
+    reason: str = ""
+    failure: str = ""
+    """Kind of failure that the device named, for example `out_of_memory`."""
+
+
+class UpdateRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One announced update."""
+
+    task: str
+    device: str
+    round: int
+    manifest: UpdateManifest
+    measured: Measured
+    state: UpdateState
+    at: float
+    """When it came to this state."""
+    reason: str = ""
+
+
+class VariantRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A compiled variant of a run: enough to send and to merge it without pruning or compiling again."""
+
+    variant: str
+    ratio: float
+    manifest: BlobRef
+    channels: BlobRef
+
+
+class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A device as it last announced itself."""
+
+    device: str
+    announcement: ProfileAnnouncement
+    seen_at: float
+
+
+class MetricRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One number about the global model."""
+
+    round: int
+    stage: Stage
+    name: str
+    value: float
+
+
+class ExportRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One exported file and what was measured on it."""
+
+    name: str
+    path: str
+    values: dict[str, float] = {}

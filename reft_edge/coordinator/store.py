@@ -1,0 +1,327 @@
+"""What survives the coordinator: one SQLite file, read and written through value objects.
+
+After `kill -9` at any moment the run goes on from here. Three rules make that so:
+
+- Each method is one transaction, and a round's phase changes in the same transaction as what the phase means: the set
+  of updates that count, or the blob with the merged weights (which is on disk before).
+- An update is recorded, as `offered`, before the first of its blocks is asked for. So whenever its blob is complete
+  on disk the row is there too, and the device's copy is not needed any more.
+- Everything is idempotent under (task, update hash), and a task is one device in one round of one run.
+
+One process owns a store at a time: opening takes a lock that the kernel releases with the process. SQLite runs in WAL
+mode with full synchronization, because a receipt makes a device delete its copy.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import msgspec
+from sqlalchemy import Connection, Table, create_engine, event, func, select, update
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.exc import SQLAlchemyError
+
+from reft_edge.bundle.manifest import BlobRef
+from reft_edge.coordinator import tables
+from reft_edge.coordinator.records import (
+    AssignmentRecord,
+    DeviceRecord,
+    ExportRecord,
+    MetricRecord,
+    RoundKey,
+    RoundRecord,
+    RunRecord,
+    RunState,
+    UpdateRecord,
+    UpdateState,
+    VariantRecord,
+)
+from reft_edge.coordinator.rounds import Participant, Phase, Round, RoundRules, Standing
+from reft_edge.errors import FederationError, ResourceError
+
+Record = TypeVar("Record", bound=msgspec.Struct)
+
+DATABASE_FILE = "coordinator.sqlite"
+LOCK_FILE = "coordinator.lock"
+
+
+class Store:
+    """An open database in `directory`, which is created. Use it from one thread; `close` it.
+
+    Raises `FederationError` when another process has it open or it was written by another version, `ResourceError`
+    when the disk is full or cannot be used.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._lock = _lock(directory)
+        self._engine = create_engine(f"sqlite:///{directory / DATABASE_FILE}")
+        event.listen(self._engine, "connect", _configure)
+        try:
+            self._prepare()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._engine.dispose()
+        self._lock.close()
+
+    # --- runs ---
+
+    def create_run(self, record: RunRecord) -> None:
+        with self._transaction() as connection:
+            connection.execute(insert(tables.runs).values(**_columns(record)))
+
+    def latest_run(self, federation: str) -> RunRecord | None:
+        """The run of a federation that was started last."""
+        table = tables.runs
+        query = select(table).where(table.c.federation == federation).order_by(table.c.created_at.desc()).limit(1)
+        return next(iter(self._read(query, RunRecord)), None)
+
+    def set_run_state(self, run: str, state: RunState, *, reason: str = "", ended_at: float | None = None) -> None:
+        table = tables.runs
+        values = {"state": state, "reason": reason, "ended_at": ended_at}
+        with self._transaction() as connection:
+            connection.execute(update(table).where(table.c.run == run).values(**values))
+
+    # --- devices and variants ---
+
+    def save_device(self, record: DeviceRecord) -> None:
+        with self._transaction() as connection:
+            _upsert(connection, tables.devices, _columns(record))
+
+    def devices(self) -> list[DeviceRecord]:
+        return self._read(select(tables.devices).order_by(tables.devices.c.device), DeviceRecord)
+
+    def save_variant(self, run: str, record: VariantRecord) -> None:
+        with self._transaction() as connection:
+            _upsert(connection, tables.variants, {"run": run, **_columns(record)})
+
+    def variants(self, run: str) -> list[VariantRecord]:
+        table = tables.variants
+        return self._read(select(table).where(table.c.run == run).order_by(table.c.ratio), VariantRecord)
+
+    # --- rounds ---
+
+    def plan_round(self, record: RoundRecord, assignments: Sequence[AssignmentRecord]) -> None:
+        """A new round with everything that was decided about it."""
+        key = _columns(record.key)
+        with self._transaction() as connection:
+            connection.execute(insert(tables.rounds).values(**_round_columns(record)))
+            for assignment in assignments:
+                connection.execute(insert(tables.assignments).values(**key, **_columns(assignment)))
+
+    def save_assignments(self, assignments: Sequence[AssignmentRecord]) -> None:
+        """Rewrite assignments of a round that exists."""
+        table = tables.assignments
+        with self._transaction() as connection:
+            for record in assignments:
+                connection.execute(update(table).where(table.c.task == record.task).values(**_columns(record)))
+
+    def save_round(
+        self,
+        key: RoundKey,
+        state: Round,
+        *,
+        updates: Sequence[UpdateRecord] = (),
+        failures: dict[str, str] | None = None,
+        merged: BlobRef | None = None,
+        distilled: BlobRef | None = None,
+        metrics: Sequence[MetricRecord] = (),
+        closed_at: float | None = None,
+    ) -> None:
+        """The round's state, and in the same transaction what made it so.
+
+        `failures` are kinds of failure by device. `distilled` are also the weights that the next round starts with.
+        When collecting has ended, updates that count and were merged change to `merged` with `merged`.
+        """
+        columns: dict[str, Any] = {
+            "phase": state.phase.value,
+            "deadline": state.deadline,
+            "extensions": state.extensions,
+            "reason": state.reason,
+        }
+        extra = {"merged": merged, "distilled": distilled, "closed_at": closed_at}
+        columns |= {name: value for name, value in extra.items() if value is not None}
+        with self._transaction() as connection:
+            connection.execute(update(tables.rounds).where(*_is(tables.rounds, key)).values(**columns))
+            for device, part in state.devices.items():
+                values = {"standing": part.standing.value, "update": part.update, "reason": part.reason}
+                if failures and device in failures:
+                    values["failure"] = failures[device]
+                table = tables.assignments
+                connection.execute(update(table).where(table.c.task == key.task(device)).values(**values))
+            for record in updates:
+                _upsert(connection, tables.updates, _update_columns(record))
+            if merged is not None:
+                _mark_merged(connection, key, state)
+            if distilled is not None:
+                table = tables.runs
+                connection.execute(update(table).where(table.c.run == key.run).values(weights=distilled))
+            for metric in metrics:
+                _upsert(connection, tables.metrics, {"run": key.run, **_columns(metric)})
+
+    def rounds(self, run: str) -> list[RoundRecord]:
+        """All rounds of a run, every attempt, in order."""
+        table = tables.rounds
+        query = select(table).where(table.c.run == run).order_by(table.c.number, table.c.attempt)
+        with self._transaction() as connection:
+            return [_round_record(row._asdict()) for row in connection.execute(query)]
+
+    def assignments(self, key: RoundKey) -> list[AssignmentRecord]:
+        table = tables.assignments
+        return self._read(select(table).where(*_is(table, key)).order_by(table.c.device), AssignmentRecord)
+
+    def load_round(self, record: RoundRecord, rules: RoundRules) -> Round:
+        """The state machine's value as it was saved last."""
+        return Round(
+            rules=rules,
+            devices={
+                assignment.device: Participant(
+                    standing=Standing(assignment.standing), update=assignment.update, reason=assignment.reason
+                )
+                for assignment in self.assignments(record.key)
+            },
+            phase=Phase(record.phase),
+            deadline=record.deadline,
+            extensions=record.extensions,
+            reason=record.reason,
+        )
+
+    # --- updates ---
+
+    def save_update(self, record: UpdateRecord) -> None:
+        """Insert, or bring an update to a new state."""
+        with self._transaction() as connection:
+            _upsert(connection, tables.updates, _update_columns(record))
+
+    def update(self, task: str, sha256: str) -> UpdateRecord | None:
+        table = tables.updates
+        query = select(table).where(table.c.task == task, table.c.sha256 == sha256)
+        return next(iter(self._read(query, UpdateRecord)), None)
+
+    def updates(self, run: str, *, state: UpdateState | None = None) -> list[UpdateRecord]:
+        """Updates of a run, in order of round and device."""
+        table, tasks = tables.updates, tables.assignments
+        query = select(table).join(tasks, tasks.c.task == table.c.task).where(tasks.c.run == run)
+        if state is not None:
+            query = query.where(table.c.state == state)
+        return self._read(query.order_by(table.c.round, table.c.device, table.c.sha256), UpdateRecord)
+
+    def count_updates(self, run: str) -> dict[str, int]:
+        """Number of updates in each state."""
+        table, tasks = tables.updates, tables.assignments
+        query = select(table.c.state, func.count()).join(tasks, tasks.c.task == table.c.task)
+        with self._transaction() as connection:
+            rows = connection.execute(query.where(tasks.c.run == run).group_by(table.c.state))
+            return {str(state): int(count) for state, count in rows}
+
+    # --- results ---
+
+    def save_metrics(self, run: str, metrics: Sequence[MetricRecord]) -> None:
+        with self._transaction() as connection:
+            for metric in metrics:
+                _upsert(connection, tables.metrics, {"run": run, **_columns(metric)})
+
+    def metrics(self, run: str) -> list[MetricRecord]:
+        table = tables.metrics
+        return self._read(select(table).where(table.c.run == run).order_by(table.c.round), MetricRecord)
+
+    def save_export(self, run: str, record: ExportRecord) -> None:
+        with self._transaction() as connection:
+            _upsert(connection, tables.exports, {"run": run, **_columns(record)})
+
+    def exports(self, run: str) -> list[ExportRecord]:
+        table = tables.exports
+        return self._read(select(table).where(table.c.run == run).order_by(table.c.name), ExportRecord)
+
+    # --- the database ---
+
+    def _prepare(self) -> None:
+        with self._transaction() as connection:
+            version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+            if version not in (0, tables.SCHEMA):
+                raise FederationError(
+                    f"the store has schema {version}, this reft-edge reads {tables.SCHEMA}; change [output]"
+                )
+            tables.schema.create_all(connection)
+            connection.exec_driver_sql(f"PRAGMA user_version = {tables.SCHEMA}")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except SQLAlchemyError as exc:
+            cause = str(exc).splitlines()[0]
+            raise ResourceError(
+                f"the coordinator's store cannot be used: {cause}; check disk space and rights"
+            ) from exc
+
+    def _read(self, query: Any, kind: type[Record]) -> list[Record]:
+        fields = kind.__struct_fields__
+        with self._transaction() as connection:
+            rows = connection.execute(query).mappings()
+            return [kind(**{name: row[name] for name in fields}) for row in rows]
+
+
+def _lock(directory: Path) -> IO[str]:
+    """Hold the store's lock file, for as long as it is open."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        handle = (directory / LOCK_FILE).open("w", encoding="utf-8")
+    except OSError as exc:
+        raise ResourceError(f"{directory} cannot be written: {exc.strerror or exc}; set [output] directory") from exc
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        handle.close()
+        raise FederationError(f"another coordinator is at work in {directory}; stop it first") from exc
+    return handle
+
+
+def _configure(connection: Any, _: object) -> None:
+    """SQLite's settings are those of a connection, not of the file."""
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 5000"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _columns(record: msgspec.Struct) -> dict[str, Any]:
+    return msgspec.structs.asdict(record)
+
+
+def _update_columns(record: UpdateRecord) -> dict[str, Any]:
+    return {"sha256": record.manifest.blob.sha256, **_columns(record)}
+
+
+def _round_columns(record: RoundRecord) -> dict[str, Any]:
+    columns = _columns(record)
+    key: RoundKey = columns.pop("key")
+    return {**_columns(key), **columns}
+
+
+def _round_record(row: dict[str, Any]) -> RoundRecord:
+    key = RoundKey(**{name: row.pop(name) for name in RoundKey.__struct_fields__})
+    return RoundRecord(key=key, **row)
+
+
+def _is(table: Table, key: RoundKey) -> list[Any]:
+    return [table.c.run == key.run, table.c.number == key.number, table.c.attempt == key.attempt]
+
+
+def _upsert(connection: Connection, table: Table, values: dict[str, Any]) -> None:
+    statement = insert(table).values(**values)
+    keys = [column.name for column in table.primary_key]
+    changed = {name: statement.excluded[name] for name in values if name not in keys}
+    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed))
+
+
+def _mark_merged(connection: Connection, key: RoundKey, state: Round) -> None:
+    table = tables.updates
+    for device, sha256 in state.counted.items():
+        chosen = (table.c.task == key.task(device), table.c.sha256 == sha256)
+        connection.execute(update(table).where(*chosen).values(state="merged"))

@@ -1,0 +1,147 @@
+"""The database schema: the only place where a table or a column is named.
+
+A column has the name of the record field that it keeps (see `records`). Structured values (predictions, manifests) are
+JSON in a text column. SQLAlchemy's types are used by `store` alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from sqlalchemy import Boolean, Column, Dialect, Float, ForeignKeyConstraint, Integer, MetaData, String, Table, Text
+from sqlalchemy.types import TypeDecorator
+
+from reft_edge.bundle.manifest import BlobRef
+from reft_edge.coordinator.records import Prediction
+from reft_edge.wire.messages import Measured, ProfileAnnouncement, TrainingPlan, UpdateManifest, WeightsRef
+
+SCHEMA = 1
+"""Written to SQLite's `user_version`."""
+
+
+class Json(TypeDecorator[Any]):
+    """A msgspec value as JSON text."""
+
+    impl = Text
+    cache_ok = True
+
+    def __init__(self, kind: Any) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002 SQLAlchemy's signature
+        return None if value is None else msgspec.json.encode(value, order="deterministic").decode()
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:  # noqa: ARG002 SQLAlchemy's signature
+        return None if value is None else msgspec.json.decode(value, type=self.kind)
+
+
+schema = MetaData()
+
+runs = Table(
+    "runs",
+    schema,
+    Column("run", String, primary_key=True),
+    Column("federation", String, nullable=False),
+    Column("settings_digest", String, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("state", String, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("ended_at", Float),
+    Column("weights", Json(BlobRef)),
+)
+
+devices = Table(
+    "devices",
+    schema,
+    Column("device", String, primary_key=True),
+    Column("announcement", Json(ProfileAnnouncement), nullable=False),
+    Column("seen_at", Float, nullable=False),
+)
+
+variants = Table(
+    "variants",
+    schema,
+    Column("run", String, primary_key=True),
+    Column("variant", String, primary_key=True),
+    Column("ratio", Float, nullable=False),
+    Column("manifest", Json(BlobRef), nullable=False),
+    Column("channels", Json(BlobRef), nullable=False),
+    ForeignKeyConstraint(["run"], ["runs.run"]),
+)
+
+rounds = Table(
+    "rounds",
+    schema,
+    Column("run", String, primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("phase", String, nullable=False),
+    Column("started_at", Float, nullable=False),
+    Column("deadline", Float),
+    Column("extensions", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("closed_at", Float),
+    Column("merged", Json(BlobRef)),
+    Column("distilled", Json(BlobRef)),
+    ForeignKeyConstraint(["run"], ["runs.run"]),
+)
+
+assignments = Table(
+    "assignments",
+    schema,
+    Column("task", String, primary_key=True),
+    Column("run", String, nullable=False, index=True),
+    Column("number", Integer, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("device", String, nullable=False),
+    Column("variant", String, nullable=False),
+    Column("ratio", Float, nullable=False),
+    Column("prediction", Json(Prediction), nullable=False),
+    Column("plan", Json(TrainingPlan), nullable=False),
+    Column("bundle", Json(BlobRef)),
+    Column("weights", Json(WeightsRef)),
+    Column("broadcast", Boolean, nullable=False),
+    Column("standing", String, nullable=False),
+    Column("update", String),
+    Column("reason", Text, nullable=False),
+    Column("failure", String, nullable=False),
+    ForeignKeyConstraint(["run", "number", "attempt"], ["rounds.run", "rounds.number", "rounds.attempt"]),
+)
+
+updates = Table(
+    "updates",
+    schema,
+    Column("task", String, primary_key=True),
+    Column("sha256", String, primary_key=True),
+    Column("device", String, nullable=False),
+    Column("round", Integer, nullable=False),
+    Column("manifest", Json(UpdateManifest), nullable=False),
+    Column("measured", Json(Measured), nullable=False),
+    Column("state", String, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("reason", Text, nullable=False),
+    ForeignKeyConstraint(["task"], ["assignments.task"]),
+)
+
+metrics = Table(
+    "metrics",
+    schema,
+    Column("run", String, primary_key=True),
+    Column("round", Integer, primary_key=True),
+    Column("stage", String, primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("value", Float, nullable=False),
+    ForeignKeyConstraint(["run"], ["runs.run"]),
+)
+
+exports = Table(
+    "exports",
+    schema,
+    Column("run", String, primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("path", Text, nullable=False),
+    Column("values", Json(dict[str, float]), nullable=False),
+    ForeignKeyConstraint(["run"], ["runs.run"]),
+)

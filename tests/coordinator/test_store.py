@@ -1,0 +1,191 @@
+"""The store: what was committed is there after a kill, and what comes twice is there once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from reft_edge.bundle.manifest import BlobRef
+from reft_edge.coordinator import rounds
+from reft_edge.coordinator.records import (
+    AssignmentRecord,
+    DeviceRecord,
+    ExportRecord,
+    MetricRecord,
+    Prediction,
+    RoundKey,
+    RoundRecord,
+    RunRecord,
+    UpdateRecord,
+    VariantRecord,
+)
+from reft_edge.coordinator.store import Store
+from reft_edge.errors import FederationError, ResourceError
+from reft_edge.profiling.profile import DeviceProfile, Quantity
+from reft_edge.wire.messages import Measured, ProfileAnnouncement, TrainingPlan, UpdateManifest
+
+RULES = rounds.RoundRules(deadline_s=60, quorum=0.5)
+KEY = RoundKey(run="run1", number=1)
+PLAN = TrainingPlan(local_epochs=1, batch_size=8, learning_rate=0.1, seed=3)
+
+
+def ref(letter):
+    return BlobRef(sha256=letter * 64, size_bytes=7)
+
+
+def assignment(device, key=KEY):
+    return AssignmentRecord(
+        task=key.task(device), device=device, variant="0.50", ratio=0.5, prediction=Prediction(training_s=2), plan=PLAN
+    )
+
+
+def update_record(device, sha="a", state="offered", key=KEY):
+    return UpdateRecord(
+        task=key.task(device),
+        device=device,
+        round=key.number,
+        manifest=UpdateManifest(blob=ref(sha), codec="int8", training_samples=5),
+        measured=Measured(download_s=1, start_s=1, training_s=1, steps=3, peak_memory_bytes=9),
+        state=state,
+        at=5.0,
+    )
+
+
+def start(store, devices=("d1", "d2")):
+    """A run with a round that is collecting; returns the round's state."""
+    store.create_run(RunRecord(run="run1", federation="f", settings_digest="x", created_at=1.0))
+    state = rounds.start_round(list(devices), RULES)
+    record = RoundRecord(key=KEY, phase=state.phase.value, started_at=2.0)
+    store.plan_round(record, [assignment(device) for device in devices])
+    for event in (rounds.Published(), rounds.Opened(now=10.0)):
+        state = rounds.advance(state, event).round
+        store.save_round(KEY, state)
+    return state
+
+
+@pytest.fixture
+def store(tmp_path):
+    opened = Store(tmp_path)
+    yield opened
+    opened.close()
+
+
+def test_a_round_comes_back_as_it_was(store, tmp_path):
+    state = start(store)
+    state = rounds.advance(state, rounds.Received(device="d1", now=11, sha256="a" * 64)).round
+    state = rounds.advance(state, rounds.Failed(device="d2", now=12, reason="killed")).round
+    store.save_round(KEY, state, updates=[update_record("d1", state="received")], failures={"d2": "out_of_memory"})
+    store.close()
+    again = Store(tmp_path)
+    (record,) = again.rounds("run1")
+    assert again.load_round(record, RULES) == state
+    assert [a.failure for a in again.assignments(KEY)] == ["", "out_of_memory"]
+    assert again.assignments(KEY)[0].prediction == Prediction(training_s=2)
+    again.close()
+
+
+def test_what_was_committed_survives_a_kill(tmp_path):
+    script = """
+        import os, signal, sys
+        from pathlib import Path
+        from tests.coordinator.test_store import start, update_record
+        from reft_edge.coordinator.store import Store
+        store = Store(Path(sys.argv[1]))
+        start(store)
+        store.save_update(update_record("d1"))
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    done = subprocess.run(command, check=False, timeout=60, cwd=Path(__file__).parents[2])
+    assert done.returncode == -9
+    store = Store(tmp_path)  # the kernel has released the lock
+    (record,) = store.rounds("run1")
+    assert (record.phase, record.deadline) == ("collecting", 70.0)
+    assert store.updates("run1") == [update_record("d1")]
+    store.close()
+
+
+def test_merging_changes_weights_phase_and_updates_together(store):
+    state = start(store)
+    for device, sha in (("d1", "a"), ("d2", "b")):
+        store.save_update(update_record(device, sha, "received"))
+        state = rounds.advance(state, rounds.Received(device=device, now=11, sha256=sha * 64)).round
+    state = rounds.advance(state, rounds.Merged()).round
+    store.save_round(
+        KEY, state, merged=ref("c"), metrics=[MetricRecord(round=1, stage="merged", name="accuracy", value=0.5)]
+    )
+    assert store.count_updates("run1") == {"merged": 2}
+    state = rounds.advance(state, rounds.Distilled()).round
+    store.save_round(KEY, state, distilled=ref("d"))
+    assert (store.rounds("run1")[0].merged, store.rounds("run1")[0].distilled) == (ref("c"), ref("d"))
+    assert store.latest_run("f").weights == ref("d")
+
+
+def test_saving_twice_is_saving_once(store):
+    start(store)
+    for _ in range(2):
+        store.save_update(update_record("d1"))
+        store.save_metrics("run1", [MetricRecord(round=1, stage="merged", name="loss", value=1.0)])
+        store.save_export("run1", ExportRecord(name="global", path="g.onnx", values={"accuracy": 0.5}))
+        store.save_variant("run1", VariantRecord(variant="0.50", ratio=0.5, manifest=ref("a"), channels=ref("b")))
+    assert len(store.updates("run1")) == len(store.metrics("run1")) == len(store.exports("run1")) == 1
+    assert len(store.variants("run1")) == 1
+    assert store.update(KEY.task("d1"), "a" * 64) == update_record("d1")
+    assert store.update(KEY.task("d1"), "b" * 64) is None
+
+
+def test_a_device_is_remembered_as_it_last_was(store):
+    def announced(samples):
+        profile = DeviceProfile(
+            name="board",
+            **{
+                f: Quantity(value=4, basis="specified")
+                for f in ("cores", "clock_hz", "flops_per_cycle", "memory_total_bytes")
+            },
+        )
+        return DeviceRecord(
+            device="d1",
+            announcement=ProfileAnnouncement(profile=profile, training_samples=samples),
+            seen_at=float(samples),
+        )
+
+    store.save_device(announced(10))
+    store.save_device(announced(20))
+    assert store.devices() == [announced(20)]
+
+
+@pytest.mark.usefixtures("store")
+def test_two_coordinators_cannot_share_a_store(tmp_path):
+    with pytest.raises(FederationError, match="another coordinator is at work"):
+        Store(tmp_path)
+
+
+def test_a_store_of_another_version_is_refused(tmp_path):
+    first = Store(tmp_path)
+    with first._transaction() as connection:
+        connection.exec_driver_sql("PRAGMA user_version = 99")
+    first.close()
+    with pytest.raises(FederationError, match="schema 99"):
+        Store(tmp_path)
+
+
+def test_a_file_that_is_no_database_is_one_clear_error(tmp_path):
+    (tmp_path / "coordinator.sqlite").write_bytes(b"not a database at all" * 50)
+    with pytest.raises(ResourceError, match="store cannot be used"):
+        Store(tmp_path)
+
+
+def test_task_ids_are_unique_and_fit_a_topic():
+    ids = {
+        RoundKey(run=r, number=n, attempt=a).task(d)
+        for r in ("x", "y")
+        for n in (1, 2)
+        for a in (1, 2)
+        for d in ("d", "e" * 64)
+    }
+    assert len(ids) == 16
+    assert all(len(task) <= 64 for task in ids)
