@@ -1,0 +1,308 @@
+"""Distil: the merged global model learns from the variants that the devices trained, on public data.
+
+The teachers are the devices' updated variants; their outputs on the public inputs are computed once, in onnxruntime.
+The student starts as the merged model. For classification it minimises
+
+    T^2 KL( p || softmax(z_s / T) ),    p = sum_k w_k softmax(z_k / T)
+
+(Hinton et al., arXiv 1503.02531, section 2, for the temperature T and the factor T^2; Lin et al., FedDF, arXiv
+2006.07242, algorithm 1, for an ensemble of clients as teacher, the averaged model as start and unlabelled data). FedDF
+averages the teachers' logits instead of their probabilities; `average` chooses. For regression the loss is the squared
+distance to the weighted mean of the teachers' outputs.
+
+No labels are needed. Where the public data have labels, a part is held out to stop early and to choose the best epoch;
+the merged model is epoch 0 and wins ties, so distilling never returns something that scores worse there.
+
+Peak memory: the teachers' outputs (n_teachers x n_public x n_outputs floats), one batch of activations, and one copy
+of the student.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import msgspec
+import numpy as np
+import torch
+from msgspec import Meta
+from torch import nn
+from torch.nn import functional
+
+from reft_edge.bundle.inference import Predictor
+from reft_edge.bundle.manifest import CrossEntropy, Loss, MeanSquaredError
+from reft_edge.coordinator.compute import on_compute_device
+from reft_edge.coordinator.evaluation import Metrics, evaluate
+from reft_edge.errors import DataError, FederationError
+
+if TYPE_CHECKING:
+    from reft_edge.types import Array, FloatArray, IntArray, Tensors
+
+
+class DistillationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the global model learns from the teachers. `epochs = 0` turns distillation off."""
+
+    epochs: Annotated[int, Meta(ge=0, le=10_000)] = 10
+    batch_size: Annotated[int, Meta(ge=2, le=65_536)] = 64
+    learning_rate: Annotated[float, Meta(gt=0, le=100)] = 1e-3
+    """At the first step; it falls to 0 over the epochs along a cosine."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """`sgd` has momentum 0.9."""
+    temperature: Annotated[float, Meta(gt=0, le=1000)] = 2.0
+    weights: Literal["samples", "uniform", "confidence"] = "samples"
+    """What a teacher counts: its training samples; all the same; or samples, times its confidence on each input."""
+    average: Literal["probabilities", "logits"] = "probabilities"
+    """What is averaged over the teachers of a classifier."""
+    held_out_fraction: Annotated[float, Meta(gt=0, lt=1)] = 0.25
+    """Share of labelled public data that only chooses the best epoch. Unused without labels."""
+    patience: Annotated[int, Meta(ge=1, le=10_000)] = 5
+    """Stop after this many epochs without a better score on the held-out part. Unused without labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """One device's variant: its `outputs` on all public inputs, float32 `(n_public, *output_shape)`, and its
+    training samples."""
+
+    name: str
+    outputs: FloatArray
+    samples: float
+
+
+class DistillationProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """State after an epoch; `held_out` is None without labels."""
+
+    epoch: int
+    epochs: int
+    loss: float
+    held_out: Metrics | None = None
+
+
+class DistillationResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What distilling did. `kept_epoch` 0 means that the merged model was better and is unchanged."""
+
+    epochs_run: int
+    kept_epoch: int
+    losses: tuple[float, ...]
+    """Mean loss of each epoch."""
+    held_out_before: Metrics | None = None
+    held_out_after: Metrics | None = None
+    """Of the model that is kept."""
+
+    @property
+    def kept_merged(self) -> bool:
+        """Whether the merged model was kept because no epoch was better on the held-out data."""
+        return self.kept_epoch == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _HeldOut:
+    inputs: Array
+    targets: Array
+
+
+def teacher_outputs(inference_graph: bytes, weights: Tensors, inputs: Array, *, threads: int = 1) -> FloatArray:
+    """A variant's outputs `(n, *output_shape)` on `inputs` (n, *sample_shape), computed in onnxruntime."""
+    outputs: FloatArray = Predictor(inference_graph, threads=threads).predict(weights, inputs)
+    return outputs
+
+
+def distil(
+    student: nn.Module,
+    teachers: Sequence[Teacher],
+    public_inputs: Array,
+    *,
+    settings: DistillationSettings,
+    loss: Loss | None = None,
+    labels: Array | None = None,
+    seed: int = 0,
+    progress: Callable[[DistillationProgress], None] | None = None,
+) -> DistillationResult:
+    """Train `student`, in place, towards the teachers' weighted mean on `public_inputs` (n_public, *sample_shape).
+
+    `loss` is the loss that the devices train with (default cross entropy); it decides between KL divergence and squared
+    error. `labels` (n_public, ...) only choose the epoch. The same seed gives the same result on one processor; global
+    random state is left as it was. Raises `FederationError` for teachers that do not fit, `DataError` for too little
+    public data.
+    """
+    targets = ensemble_targets(teachers, settings=settings, loss=loss or CrossEntropy(), n_public=len(public_inputs))
+    training, held_out = _split(public_inputs, labels, settings.held_out_fraction, seed)
+    if settings.epochs == 0:
+        return DistillationResult(epochs_run=0, kept_epoch=0, losses=())
+    if len(training) < 2:
+        raise DataError(f"distillation needs at least 2 public samples to train on; there are {len(training)}")
+    mode = student.training
+    with on_compute_device(student) as device, torch.random.fork_rng(_cuda_devices(device)):
+        torch.manual_seed(seed)
+        run = _Run(
+            student=student,
+            inputs=torch.as_tensor(public_inputs[training]).to(device),
+            targets=torch.as_tensor(targets[training]).to(device),
+            settings=settings,
+            objective=_squared_error
+            if isinstance(loss, MeanSquaredError)
+            else _soft_cross_entropy(settings.temperature),
+        )
+        result = _train(run, held_out, progress, seed)
+    student.train(mode)
+    return result
+
+
+def ensemble_targets(
+    teachers: Sequence[Teacher], *, settings: DistillationSettings, loss: Loss, n_public: int
+) -> FloatArray:
+    """What the student shall give for each public input, float32 `(n_public, *output_shape)`.
+
+    For classification: probabilities at the settings' temperature. For regression: outputs.
+    """
+    if not teachers:
+        raise FederationError("there are no teachers to distil from; no device finished this round")
+    shape = (n_public, *teachers[0].outputs.shape[1:])
+    weights = np.array([1.0 if settings.weights == "uniform" else teacher.samples for teacher in teachers])
+    if not (np.isfinite(weights).all() and (weights > 0).all()):
+        raise FederationError(f"teachers' samples must be above 0; got {weights.tolist()!r}")
+    total: Array = np.zeros(shape, np.float64)
+    norm: Array = np.zeros((n_public, *(1 for _ in shape[1:])), np.float64)
+    for teacher, weight in zip(teachers, weights, strict=True):
+        if teacher.outputs.shape != shape or not np.isfinite(teacher.outputs).all():
+            raise FederationError(
+                f"teacher {teacher.name!r} gives {teacher.outputs.shape}, expected finite numbers of shape {shape}"
+            )
+        values = teacher.outputs.astype(np.float64)
+        share: Array = np.full_like(norm, weight)
+        if not isinstance(loss, MeanSquaredError):
+            if settings.weights == "confidence":
+                share *= _confidence(values)
+            if settings.average == "probabilities":
+                values = _softmax(values / settings.temperature)
+        total += share * values
+        norm += share
+    mean: Array = total / norm
+    if not isinstance(loss, MeanSquaredError) and settings.average == "logits":
+        mean = _softmax(mean / settings.temperature)
+    result: FloatArray = mean.astype(np.float32)
+    return result
+
+
+def _softmax(logits: Array) -> Array:
+    """Over the last axis."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probabilities: Array = powers / powers.sum(axis=-1, keepdims=True)
+    return probabilities
+
+
+def _confidence(logits: Array) -> Array:
+    """1 - H(p) / log(n_classes), in (0, 1]: how far a prediction is from knowing nothing. `(n, ..., 1)`."""
+    p = _softmax(logits)
+    entropy = -(p * np.log(np.maximum(p, 1e-12))).sum(axis=-1, keepdims=True)
+    confidence: Array = np.maximum(1.0 - entropy / np.log(max(2, logits.shape[-1])), 1e-3)
+    return confidence
+
+
+def _split(inputs: Array, labels: Array | None, fraction: float, seed: int) -> tuple[IntArray, _HeldOut | None]:
+    """Indices to train on, and the held-out part when there are labels (and at least one sample for it)."""
+    n_held = 0 if labels is None else int(len(inputs) * fraction)
+    if labels is None or n_held == 0:
+        return np.arange(len(inputs)), None
+    if len(labels) != len(inputs):
+        raise DataError(f"{len(labels)} labels for {len(inputs)} public inputs")
+    order = np.random.default_rng(seed).permutation(len(inputs))
+    held = np.sort(order[:n_held])
+    return np.sort(order[n_held:]), _HeldOut(inputs=inputs[held], targets=labels[held])
+
+
+def _cuda_devices(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []
+
+
+Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(student outputs, targets) -> loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    student: nn.Module
+    inputs: torch.Tensor
+    targets: torch.Tensor
+    settings: DistillationSettings
+    objective: Objective
+
+
+def _soft_cross_entropy(temperature: float) -> Objective:
+    def objective(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        log_student = functional.log_softmax(outputs / temperature, dim=-1)
+        return functional.kl_div(log_student, targets, reduction="batchmean") * temperature**2
+
+    return objective
+
+
+def _squared_error(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return functional.mse_loss(outputs, targets)
+
+
+def _train(
+    run: _Run, held_out: _HeldOut | None, progress: Callable[[DistillationProgress], None] | None, seed: int
+) -> DistillationResult:
+    """All epochs; leaves in the student the best epoch on `held_out`, or the last without it."""
+    settings = run.settings
+    before = _score(run.student, held_out)
+    best, best_epoch, best_state = before, 0, copy.deepcopy(run.student.state_dict())
+    optimizer = _optimizer(run.student, settings)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * _n_batches(run))
+    order = torch.Generator().manual_seed(seed)
+    losses: list[float] = []
+    for epoch in range(1, settings.epochs + 1):
+        losses.append(_train_epoch(run, optimizer, schedule, order))
+        now = _score(run.student, held_out)
+        if progress is not None:
+            progress(DistillationProgress(epoch=epoch, epochs=settings.epochs, loss=losses[-1], held_out=now))
+        if best is None or now is None:
+            best_epoch = epoch
+        elif (now.score, -now.loss) > (best.score, -best.loss):
+            best, best_epoch, best_state = now, epoch, copy.deepcopy(run.student.state_dict())
+        elif epoch - best_epoch >= settings.patience:
+            break
+    if held_out is not None:
+        run.student.load_state_dict(best_state)
+    return DistillationResult(
+        epochs_run=len(losses),
+        kept_epoch=best_epoch,
+        losses=tuple(losses),
+        held_out_before=before,
+        held_out_after=best,
+    )
+
+
+def _train_epoch(
+    run: _Run, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler, order: torch.Generator
+) -> float:
+    """One pass over the public inputs in an order drawn from `order`; returns the mean loss of its batches."""
+    run.student.train()
+    permutation = torch.randperm(len(run.inputs), generator=order)
+    total = 0.0
+    for indices in permutation.tensor_split(_n_batches(run)):
+        chosen = indices.to(run.inputs.device)
+        loss = run.objective(run.student(run.inputs[chosen]), run.targets[chosen])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        optimizer.step()
+        schedule.step()
+        total += float(loss)
+    return total / _n_batches(run)
+
+
+def _n_batches(run: _Run) -> int:
+    """Batches of nearly equal size: a rest of one sample would break batch norm."""
+    return max(1, -(-len(run.inputs) // run.settings.batch_size))
+
+
+def _optimizer(student: nn.Module, settings: DistillationSettings) -> torch.optim.Optimizer:
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(student.parameters(), lr=settings.learning_rate, momentum=0.9)
+    return torch.optim.Adam(student.parameters(), lr=settings.learning_rate)
+
+
+def _score(student: nn.Module, held_out: _HeldOut | None) -> Metrics | None:
+    return None if held_out is None else evaluate(student, held_out)
