@@ -49,55 +49,42 @@ def merge(global_tensors: Tensors, updates: Iterable[ClientUpdate]) -> dict[str,
     Integer tensors (batch counters) move by the rounded mean; boolean ones stay.
     Raises `FederationError` when an update does not fit its map or the model, or is not finite.
     """
-    sums = {name: np.zeros(tensor.size, np.float64) for name, tensor in global_tensors.items() if _moves(tensor)}
-    weights = {name: np.zeros(total.size, np.float64) for name, total in sums.items()}
+    sums = {name: np.zeros(t.shape, np.float64) for name, t in global_tensors.items() if t.dtype != np.bool_}
+    weights = {name: np.zeros_like(total) for name, total in sums.items()}
     for update in updates:
-        _check_weight(update)
-        for name, delta in update.delta.items():
-            indices = _checked_indices(update, name, delta, global_tensors)
-            if name in sums:
-                sums[name][indices] += update.weight * delta.reshape(-1).astype(np.float64)
-                weights[name][indices] += update.weight
+        _check(update, global_tensors)
+        for name in sums.keys() & update.delta.keys():
+            weighted = update.delta[name].astype(np.float64) * update.weight
+            update.channels.add(name, weighted, into=sums[name])
+            update.channels.add(name, update.weight, into=weights[name])
     return {
         name: _moved(tensor, sums.pop(name), weights.pop(name)) if name in sums else tensor.copy()
         for name, tensor in global_tensors.items()
     }
 
 
-def _moves(tensor: Array) -> bool:
-    return tensor.dtype != np.bool_
-
-
 def _moved(tensor: Array, total: Array, weight: Array) -> Array:
-    """`tensor` plus total / weight where somebody trained, in the dtype and shape of `tensor`."""
+    """`tensor` plus total / weight where somebody trained, in the dtype of `tensor`. Overwrites `total`."""
     step = np.divide(total, weight, out=total, where=weight > 0)  # where nobody trained, total is 0
     if np.issubdtype(tensor.dtype, np.integer):
-        step = np.rint(step, out=step)
-    moved: Array = (tensor.reshape(-1) + step).astype(tensor.dtype).reshape(tensor.shape)
+        np.rint(step, out=step)
+    moved: Array = (tensor + step).astype(tensor.dtype)
     return moved
 
 
-def _check_weight(update: ClientUpdate) -> None:
+def _check(update: ClientUpdate, global_tensors: Tensors) -> None:
+    """Raise `FederationError` unless `update` fits its map and the model, is finite, and weighs something."""
+    who = f"the update of {update.device!r}"
     if not (isfinite(update.weight) and update.weight > 0):
-        raise FederationError(f"the update of {update.device!r} weighs {update.weight!r}; expected a number above 0")
-
-
-def _checked_indices(update: ClientUpdate, name: str, delta: Array, global_tensors: Tensors) -> Array:
-    """Flat indices into the global tensor `name`, int64 `(delta.size,)`, each at most once and in range."""
-    where = f"the update of {update.device!r}, tensor {name!r}"
-    indices = update.channels.indices.get(name)
-    if indices is None or name not in global_tensors:
-        raise FederationError(f"{where}: not a tensor of the {'variant' if indices is None else 'global model'}")
-    if delta.shape != indices.shape:
-        raise FederationError(f"{where}: shape {delta.shape}, but the variant's is {indices.shape}")
-    if not np.isfinite(delta).all():
-        raise FederationError(f"{where}: holds values that are not finite; the device's training has diverged")
-    flat = np.asarray(indices).reshape(-1)
-    n_entries = global_tensors[name].size
-    if flat.size and (flat.min() < 0 or flat.max() >= n_entries):
-        raise FederationError(f"{where}: its map points outside the {n_entries} entries of the global tensor")
-    held = np.zeros(n_entries, np.bool_)
-    held[flat] = True
-    if np.count_nonzero(held) != flat.size:  # a repeated index would silently lose all but one contribution
-        raise FederationError(f"{where}: its map names an entry of the global tensor twice")
-    return flat
+        raise FederationError(f"{who} weighs {update.weight!r}; expected a number above 0")
+    shapes, global_shapes = update.channels.variant_shapes, update.channels.global_shapes
+    for name, delta in update.delta.items():
+        if name not in shapes or name not in global_tensors:
+            raise FederationError(f"{who} has {name!r}, which the {'model' if name in shapes else 'variant'} lacks")
+        if delta.shape != shapes[name] or global_tensors[name].shape != global_shapes[name]:
+            raise FederationError(
+                f"{who}: {name!r} is {delta.shape} for a model of {global_tensors[name].shape}, "
+                f"but its map takes {shapes[name]} to {global_shapes[name]}"
+            )
+        if not np.isfinite(delta).all():
+            raise FederationError(f"{who}: {name!r} holds values that are not finite; its training has diverged")

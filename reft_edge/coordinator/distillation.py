@@ -289,7 +289,7 @@ def _train_epoch(
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         optimizer.step()
         schedule.step()
-        total += float(loss)
+        total += loss.item()
     return total / _n_batches(run)
 
 
