@@ -1,0 +1,29 @@
+"""What others took of the processor is what all took less what we took."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from reft_edge.profiling.load import Load, read_load
+
+Plant = Callable[[dict[str, str]], Path]
+
+
+def test_own_time_is_not_others() -> None:
+    before = Load(total_s=100, busy_s=40, own_s=5)
+    assert Load(total_s=120, busy_s=58, own_s=20).others_since(before) == pytest.approx(3 / 20)
+    assert Load(total_s=120, busy_s=50, own_s=20).others_since(before) == 0  # counters are read one after the other
+    assert before.others_since(before) == 0
+
+
+def test_idle_and_waiting_for_the_disk_are_not_busy(plant: Plant) -> None:
+    load = read_load(plant({"proc/stat": "cpu  1000 0 500 8000 300 0 100 100 70 0\ncpu0 1 1 1 1\nintr 1\n"}))
+    assert load is not None
+    assert load.busy_s / load.total_s == pytest.approx(1700 / 10_000)
+
+
+def test_a_kernel_that_does_not_tell_is_none(tmp_path: Path) -> None:
+    assert read_load(tmp_path) is None
