@@ -1,0 +1,187 @@
+"""`federation.toml`: everything a person decides about a federation, typed and checked.
+
+A key, its type and its default are written here once. Paths in the file are relative to the file. Checks that need the
+model or the data themselves belong to `--check`, which builds and loads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from reft_edge.bundle.manifest import SGD, CrossEntropy, Loss, MeanSquaredError, Optimizer
+from reft_edge.config import load_settings
+from reft_edge.coordinator.distillation import DistillationSettings
+from reft_edge.coordinator.rounds import RoundRules
+from reft_edge.data.settings import DataSettings
+from reft_edge.errors import ConfigError
+from reft_edge.wire.endpoint import BrokerSettings
+from reft_edge.wire.messages import WeightsCodec
+from reft_edge.wire.topics import check_name
+
+Positive: TypeAlias = Annotated[int, Meta(ge=1)]
+PositiveSeconds: TypeAlias = Annotated[float, Meta(gt=0, le=31_536_000)]
+"""At most a year."""
+
+_LOSSES: dict[str, Loss] = {"cross_entropy": CrossEntropy(), "mean_squared_error": MeanSquaredError()}
+
+
+class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[model]: what is trained."""
+
+    name: str
+    """A model of the zoo, for example `vgg16`, or `module:function` in a .py file beside federation.toml."""
+    input_shape: Annotated[tuple[Positive, ...], Meta(min_length=1, max_length=4)]
+    """One sample, without the batch axis."""
+    n_outputs: Positive | None = None
+    """Classes, or regression targets; the number of `classes` where those are given."""
+    classes: tuple[str, ...] = ()
+    """Class names in the order of the outputs. Empty: devices' labels are indices."""
+    input_dtype: Literal["float32", "int64"] = "float32"
+    loss: Literal["cross_entropy", "mean_squared_error"] | Loss = "cross_entropy"
+    """A name, or a table with a name and its options."""
+    optimizer: Optimizer = SGD(momentum=0.9)
+
+    @property
+    def loss_function(self) -> Loss:
+        return _LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
+
+    @property
+    def outputs(self) -> int:
+        return self.n_outputs if self.n_outputs is not None else len(self.classes)
+
+
+class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[training]: how devices train in a round, and how tensors travel."""
+
+    local_epochs: Annotated[int, Meta(ge=1, le=10_000)] = 2
+    batch_size: Annotated[int, Meta(ge=1, le=65_536)] = 32
+    learning_rate: Annotated[float, Meta(gt=0, le=1000)] = 0.05
+    schedule: Literal["constant", "cosine"] = "constant"
+    update_codec: WeightsCodec = "int8"
+    weights_codec: WeightsCodec = "float16"
+    """Weights on the way down; half the bytes of float32 for a rounding error far below a training step."""
+
+
+class PlanningSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[planning]: which device gets how much of the model."""
+
+    policy: Literal["deadline", "reft"] = "deadline"
+    max_variants: Annotated[int, Meta(ge=1, le=64)] = 4
+    ratios: Annotated[tuple[Annotated[float, Meta(ge=0, lt=1)], ...], Meta(min_length=1, max_length=64)] = (
+        0.0,
+        0.25,
+        0.5,
+        0.625,
+        0.75,
+        0.875,
+    )
+    """The ladder of pruning ratios to choose from; 0 is the whole model."""
+    importance: str = "magnitude"
+
+
+class CoordinatorData(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[data]: what the coordinator has. Forms as on a device."""
+
+    public: DataSettings | None = None
+    """Unlabelled is enough. Without it: no distillation and no new batch-norm statistics."""
+    test: DataSettings | None = None
+    """Labelled; without it nothing is evaluated."""
+
+
+class OutputSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[output]: where results and the coordinator's memory go."""
+
+    directory: str = "federation"
+
+
+class FederationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole file."""
+
+    federation: str
+    """Name; part of every topic."""
+    model: ModelSettings
+    rounds: Annotated[int, Meta(ge=1, le=100_000)] = 5
+    seed: Annotated[int, Meta(ge=0, le=2**31)] = 0
+    deadline_s: PositiveSeconds = 3600.0
+    """Time that a device has in a round, from the task being sent to the update being announced."""
+    grace_s: PositiveSeconds = 60.0
+    """More time for announced updates that wait for their turn to upload."""
+    quorum: Annotated[float, Meta(gt=0, le=1)] = 0.5
+    """Share of the asked devices whose updates are needed."""
+    on_missed_quorum: Literal["extend", "fail"] = "extend"
+    max_extensions: Annotated[int, Meta(ge=0, le=1000)] = 3
+    max_attempts: Annotated[int, Meta(ge=1, le=100)] = 3
+    """How often one round is planned anew when it found no quorum, before the run fails."""
+    min_devices: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+    """Devices that must be there before the first round."""
+    enrol_wait_s: PositiveSeconds = 600.0
+    """How long to wait for them."""
+    settle_s: Annotated[float, Meta(ge=0, le=86_400)] = 2.0
+    """Once enough devices are there: how long to wait for more before the first round."""
+    max_parallel_uploads: Annotated[int, Meta(ge=1, le=1000)] = 4
+    """Updates that are pulled at once."""
+    broker: BrokerSettings = BrokerSettings()
+    training: TrainingSettings = TrainingSettings()
+    planning: PlanningSettings = PlanningSettings()
+    data: CoordinatorData = CoordinatorData()
+    distillation: DistillationSettings = DistillationSettings()
+    output: OutputSettings = OutputSettings()
+
+    @property
+    def round_rules(self) -> RoundRules:
+        return RoundRules(
+            deadline_s=self.deadline_s,
+            quorum=self.quorum,
+            grace_s=self.grace_s,
+            on_missed_quorum=self.on_missed_quorum,
+            max_extensions=self.max_extensions,
+        )
+
+
+def load_federation(path: Path) -> FederationSettings:
+    """Read and check federation.toml. Raises `ConfigError` with file, key and the way out."""
+    settings = load_settings(path, FederationSettings)
+    try:
+        check_federation(settings)
+    except ConfigError as exc:
+        raise ConfigError(f"{path}: {exc}") from exc
+    return settings
+
+
+def check_federation(settings: FederationSettings) -> None:
+    """What types alone cannot say. Raises `ConfigError`."""
+    check_name(settings.federation, "federation")
+    model = settings.model
+    if model.n_outputs is None and not model.classes:
+        raise ConfigError("[model] needs n_outputs, or classes with their names")
+    if model.classes and model.n_outputs not in (None, len(model.classes)):
+        raise ConfigError(
+            f"[model] has n_outputs = {model.n_outputs} but {len(model.classes)} classes; they must agree"
+        )
+    if repeated := sorted({name for name in model.classes if model.classes.count(name) > 1}):
+        raise ConfigError(f"[model] classes has {repeated[0]!r} twice")
+    if model.classes and isinstance(model.loss_function, MeanSquaredError):
+        raise ConfigError("[model] classes are for cross_entropy; a mean_squared_error model has n_outputs only")
+    ratios = settings.planning.ratios
+    if len(set(ratios)) != len(ratios):
+        raise ConfigError(f"[planning] ratios has a value twice: {list(ratios)!r}")
+    if settings.distillation.epochs and settings.data.public is None:
+        raise ConfigError(
+            "distillation needs public data: give [data] public = { path = ... }, or set [distillation] epochs = 0"
+        )
+
+
+def run_digest(settings: FederationSettings) -> str:
+    """SHA-256 over what makes a run this run: a change needs a new run, everything else may change between restarts.
+
+    A person may correct the broker, the deadline or the number of rounds and go on; another model, seed or data would
+    make the stored weights and metrics mean something else.
+    """
+    model = settings.model
+    fixed = (settings.federation, settings.seed, model, settings.data, settings.planning.importance)
+    return hashlib.sha256(msgspec.json.encode(fixed, order="deterministic")).hexdigest()
