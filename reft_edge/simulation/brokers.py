@@ -1,0 +1,232 @@
+"""A broker on this machine, for the demo, for tests and for trying out: Mosquitto where it is installed, else amqtt.
+
+Both run as a child process on loopback, without passwords or encryption, and end with their parent. For a fleet, run
+Mosquitto as a service with the configuration in `broker_config/`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, TypeAlias
+
+from reft_edge.errors import BrokerError
+from reft_edge.wire.endpoint import BrokerSettings
+
+BrokerKind: TypeAlias = Literal["mosquitto", "embedded"]
+
+START_TIMEOUT_S = 20.0
+"""amqtt imports for a second; a board under load takes ten times as long."""
+
+_STOP_TIMEOUT_S = 5.0
+_POLL_S = 0.02
+_PORT_ATTEMPTS = 3
+"""A free port is found by asking the kernel; until the broker takes it, somebody else may."""
+
+_PR_SET_PDEATHSIG = 1
+"""prctl(2), Linux: the signal that a process gets when its parent dies."""
+
+_MOSQUITTO_CONFIGURATION = """\
+listener {port} {bind}
+allow_anonymous true
+persistence true
+persistence_location {directory}/
+autosave_interval 10
+log_dest stderr
+log_type error
+log_type warning
+log_type notice
+connection_messages false
+set_tcp_nodelay true
+max_packet_size 131072
+max_inflight_messages 8
+max_queued_messages 500
+max_queued_bytes 8388608
+queue_qos0_messages false
+persistent_client_expiration 1d
+"""
+"""The limits are those of the fleet's configuration, so that what works here works there.
+
+Persistence: sessions and retained messages of up to 10 s before a kill survive it.
+"""
+
+
+def find_mosquitto() -> str | None:
+    """Path of the mosquitto program; distributions put it where users' PATH does not look."""
+    return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/opt/homebrew/sbin")
+
+
+def choose_kind(kind: Literal["auto", "mosquitto", "embedded"]) -> BrokerKind:
+    """What `auto` means here. Raises `BrokerError` when the wanted broker is not installed."""
+    if kind != "embedded" and find_mosquitto() is not None:
+        return "mosquitto"
+    if kind == "mosquitto":
+        raise BrokerError("mosquitto is not installed; install it (apt install mosquitto) or use the embedded broker")
+    if importlib.util.find_spec("amqtt") is None:
+        wanted = "the embedded broker needs amqtt" if kind == "embedded" else "neither mosquitto nor amqtt is installed"
+        raise BrokerError(f"{wanted}; install one: apt install mosquitto, or pip install amqtt")
+    return "embedded"
+
+
+class RunningBroker:
+    """A broker child process. As a context manager it stops at the end of the block."""
+
+    def __init__(self, kind: BrokerKind, *, directory: Path, host: str, port: int) -> None:
+        self.kind = kind
+        self.host = host
+        self.port = port
+        self.log_path = directory / "broker.log"
+        self._directory = directory
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    @property
+    def settings(self) -> BrokerSettings:
+        """How to connect to it, without trying out which version of MQTT it speaks."""
+        return BrokerSettings(host=self.host, port=self.port, mqtt_version="5" if self.kind == "mosquitto" else "3.1.1")
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start, also again after `stop` or `kill`, on the same port. Raises `BrokerError` unless it then accepts."""
+        if self.running:
+            return
+        _check_free(self.host, self.port)
+        command = self._mosquitto_command() if self.kind == "mosquitto" else self._embedded_command()
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=log, stderr=log, preexec_fn=_end_with_parent()
+            )
+        self._wait_until_accepting()
+
+    def stop(self) -> None:
+        """Ask it to end, insist after a while. Idempotent."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        self._end(signal.SIGKILL)
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """Exit status once the process has ended; None after `timeout_s`."""
+        if self._process is None:
+            return 0
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def __enter__(self) -> RunningBroker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _end(self, number: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(number)
+        try:
+            process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
+
+    def _mosquitto_command(self) -> list[str]:
+        program = find_mosquitto()
+        if program is None:
+            raise BrokerError("mosquitto is not installed any more")
+        text = _MOSQUITTO_CONFIGURATION.format(port=self.port, bind=self.host, directory=self._directory)
+        if os.geteuid() == 0:
+            text += "user root\n"  # else it changes to a user that may not write into our directory
+        path = self._directory / "mosquitto.conf"
+        path.write_text(text, encoding="utf-8")
+        return [program, "-c", str(path)]
+
+    def _embedded_command(self) -> list[str]:
+        return [sys.executable, "-m", "reft_edge.simulation.embedded_broker", self.host, str(self.port)]
+
+    def _wait_until_accepting(self) -> None:
+        end = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < end:
+            if not self.running:
+                break
+            try:
+                with socket.create_connection((self.host, self.port), timeout=1.0):
+                    return
+            except OSError:
+                time.sleep(_POLL_S)
+        self.kill()
+        raise BrokerError(f"{self.kind} broker on {self.address} does not start: {self._last_words()}")
+
+    def _last_words(self) -> str:
+        text = self.log_path.read_text(encoding="utf-8", errors="replace").strip()
+        return text.splitlines()[-1][:500] if text else f"see {self.log_path}"
+
+
+def start_broker(
+    kind: Literal["auto", "mosquitto", "embedded"] = "auto",
+    *,
+    directory: Path,
+    port: int = 0,
+    bind: str = "127.0.0.1",
+) -> RunningBroker:
+    """Start a broker whose files and log are in `directory`, which is created. Port 0: any free one.
+
+    Call it from a thread that lives as long as the broker should: Linux ends the child with that thread. Raises
+    `BrokerError` when no broker is installed, the port is taken, or it does not accept within `START_TIMEOUT_S`.
+    """
+    chosen = choose_kind(kind)
+    directory.mkdir(parents=True, exist_ok=True)
+    attempts = _PORT_ATTEMPTS if port == 0 else 1
+    for attempt in range(attempts):
+        broker = RunningBroker(chosen, directory=directory.resolve(), host=bind, port=port or _free_port(bind))
+        try:
+            broker.start()
+        except BrokerError:
+            if attempt == attempts - 1:
+                raise
+        else:
+            return broker
+    raise BrokerError("no free port was found")  # unreachable: the last attempt raises
+
+
+def _free_port(bind: str) -> int:
+    with socket.create_server((bind, 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def _check_free(host: str, port: int) -> None:
+    try:
+        with socket.create_server((host, port)):
+            return
+    except OSError as exc:
+        raise BrokerError(f"cannot listen on {host}:{port}: {exc.strerror or exc}; choose another --port") from exc
+
+
+def _end_with_parent() -> Callable[[], object] | None:
+    """For the child, before exec: SIGTERM when the parent dies. Linux only; elsewhere a killed parent leaves it."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)

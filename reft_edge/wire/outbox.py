@@ -1,0 +1,101 @@
+"""What waits to be sent: bounded, ordered by urgency, without I/O.
+
+The MQTT client library has a queue of its own, whose rules differ by version, QoS and connection state. It is bypassed:
+the network thread takes one message at a time from here when the socket has nothing left to write. So a control
+message waits behind one block at most, an offline device keeps only what is worth keeping, and memory is bounded.
+
+Order: subscriptions, small messages, blocks. Within each the order of `put`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SMALL_BYTES = 8 * 1024
+"""8 KiB: larger messages are blocks and hash lists, and wait behind control messages."""
+
+MAX_MESSAGES = 2000
+"""Control messages have some hundred bytes; a device that is offline for a day does not collect this many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outgoing:
+    """One message to publish. `expires_at` is on the monotonic clock."""
+
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool
+    expires_at: float | None = None
+
+
+class Outbox:
+    """Queues by urgency and QoS. Not thread-safe: its owner holds a lock.
+
+    A retained QoS 1 message replaces one that still waits on the same topic: only the last is of use to anybody.
+    """
+
+    def __init__(self, *, max_bytes: int, max_messages: int = MAX_MESSAGES) -> None:
+        self._max_bytes = max_bytes
+        self._max_messages = max_messages
+        self._lanes: list[dict[object, Outgoing]] = [{}, {}, {}, {}]
+        self._sequence = 0
+        self.n_bytes = 0
+
+    def __len__(self) -> int:
+        return sum(len(lane) for lane in self._lanes)
+
+    def put(self, message: Outgoing) -> bool:
+        """Queue `message`; False, and nothing is queued, when that would exceed the bounds."""
+        lane, key = self._lane(message), self._key(message)
+        replaced = lane.get(key)
+        n_bytes = self.n_bytes + len(message.payload) - (len(replaced.payload) if replaced else 0)
+        if n_bytes > self._max_bytes or (replaced is None and len(self) >= self._max_messages):
+            return False
+        lane[key] = message
+        self.n_bytes = n_bytes
+        return True
+
+    def take(self, now: float, *, allow_qos1: bool) -> Outgoing | None:
+        """Remove and return the most urgent message; expired ones are dropped on the way."""
+        for lane in self._lanes:
+            while lane:
+                key, message = next(iter(lane.items()))
+                if message.qos > 0 and not allow_qos1:
+                    break
+                del lane[key]
+                self.n_bytes -= len(message.payload)
+                if message.expires_at is None or message.expires_at > now:
+                    return message
+        return None
+
+    def restore(self, messages: list[Outgoing]) -> None:
+        """Put unacknowledged QoS 1 messages back to the front, in order; a newer retained one on a topic wins.
+
+        They were within the bounds once, so the bounds are not applied again.
+        """
+        for number, lane in enumerate(self._lanes):
+            front = {self._key(message): message for message in messages if self._lane(message) is lane}
+            merged = {**front, **lane}
+            self.n_bytes += sum(len(m.payload) for m in merged.values()) - sum(len(m.payload) for m in lane.values())
+            self._lanes[number] = merged
+
+    def drop_qos0(self) -> int:
+        """Forget QoS 0 messages, because their receivers ask again; returns how many."""
+        dropped = 0
+        for lane in self._lanes:
+            gone = [key for key, message in lane.items() if message.qos == 0]
+            for key in gone:
+                self.n_bytes -= len(lane.pop(key).payload)
+            dropped += len(gone)
+        return dropped
+
+    def _lane(self, message: Outgoing) -> dict[object, Outgoing]:
+        small = len(message.payload) <= SMALL_BYTES
+        return self._lanes[(0 if message.qos else 1) if small else (3 if message.qos else 2)]
+
+    def _key(self, message: Outgoing) -> object:
+        if message.retain and message.qos > 0:
+            return message.topic
+        self._sequence += 1
+        return self._sequence
