@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -19,7 +20,7 @@ class MLP(nn.Module):
         super().__init__()
         sizes = [prod(input_shape), *hidden]
         layers: list[nn.Module] = []
-        for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for n_in, n_out in pairwise(sizes):
             layers += [nn.Linear(n_in, n_out), nn.BatchNorm1d(n_out), nn.ReLU()]
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(sizes[-1], n_outputs)

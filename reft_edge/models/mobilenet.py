@@ -67,7 +67,7 @@ class MobileNetV2(nn.Module):
 
 
 def _scaled(channels: int, width: float) -> int:
-    """`channels` times `width`, rounded to a multiple of 8 but never down by more than a tenth, as the paper's code does."""
+    """`channels` times `width`, rounded to a multiple of 8, but never down by more than a tenth."""
     rounded = max(8, int(channels * width + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels * width else rounded
 

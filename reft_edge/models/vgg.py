@@ -1,4 +1,4 @@
-"""VGG with batch norm (Simonyan and Zisserman, arXiv 1409.1556), for 32x32 pictures, and two small networks of its kind.
+"""VGG with batch norm (Simonyan and Zisserman, arXiv 1409.1556), for small pictures.
 
 `vgg16` on 3x32x32 with 10 outputs has 33,646,666 parameters (128.35 MiB) and 333.4 million multiply-accumulates: the
 network of the REFT paper (arXiv 2308.13662, "128.4 MB" and "0.33 GFLOPs").
@@ -60,5 +60,5 @@ def vgg_small(input_shape: Sequence[int], n_outputs: int) -> VGG:
 
 
 def digits_cnn(input_shape: Sequence[int], n_outputs: int) -> VGG:
-    """About 211,000 parameters and 3.1 million multiply-accumulates on 1x8x8: small grey pictures; the demo's network."""
+    """About 210,000 parameters and 3.1 million multiply-accumulates on 1x8x8, which is what the demo trains."""
     return VGG(input_shape, n_outputs, DIGITS_CNN)
