@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from reft_edge.coordinator.compute import on_compute_device
+from reft_edge.data.dataset import scale
 from reft_edge.errors import DataError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def reestimate_batch_norm(module: nn.Module, inputs: Array, *, batch_size: int =
     size = min(batch_size, len(inputs))
     with on_compute_device(module) as device, _measuring(module, layers), torch.no_grad():
         for start in range(0, len(inputs) - size + 1, size):
-            module(torch.as_tensor(inputs[start : start + size]).to(device))
+            module(torch.as_tensor(scale(inputs[start : start + size])).to(device))
     return len(layers)
 
 

@@ -22,43 +22,28 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 import torch
-from msgspec import Meta
 from torch import nn
 from torch.nn import functional
 
 from reft_edge.bundle.inference import Predictor
 from reft_edge.bundle.manifest import CrossEntropy, Loss, MeanSquaredError
 from reft_edge.coordinator.compute import on_compute_device
+from reft_edge.coordinator.distillation_settings import DistillationSettings
 from reft_edge.coordinator.evaluation import Metrics, evaluate
+from reft_edge.data.dataset import PICTURE_SCALE, Dataset, scale
 from reft_edge.errors import DataError, FederationError
 
 if TYPE_CHECKING:
     from reft_edge.types import Array, FloatArray, IntArray, Tensors
 
 
-class DistillationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the global model learns from the teachers. `epochs = 0` turns distillation off."""
-
-    epochs: Annotated[int, Meta(ge=0, le=10_000)] = 10
-    batch_size: Annotated[int, Meta(ge=2, le=65_536)] = 64
-    learning_rate: Annotated[float, Meta(gt=0, le=100)] = 1e-3
-    """At the first step; it falls to 0 over the epochs along a cosine."""
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """`sgd` has momentum 0.9."""
-    temperature: Annotated[float, Meta(gt=0, le=1000)] = 2.0
-    weights: Literal["samples", "uniform", "confidence"] = "samples"
-    """What a teacher counts: its training samples; all the same; or samples, times its confidence on each input."""
-    average: Literal["probabilities", "logits"] = "probabilities"
-    """What is averaged over the teachers of a classifier."""
-    held_out_fraction: Annotated[float, Meta(gt=0, lt=1)] = 0.25
-    """Share of labelled public data that only chooses the best epoch. Unused without labels."""
-    patience: Annotated[int, Meta(ge=1, le=10_000)] = 5
-    """Stop after this many epochs without a better score on the held-out part. Unused without labels."""
+TEACHER_BATCH = 256
+"""Public inputs that a teacher sees at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,16 +82,11 @@ class DistillationResult(msgspec.Struct, frozen=True, kw_only=True):
         return self.kept_epoch == 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class _HeldOut:
-    inputs: Array
-    targets: Array
-
-
 def teacher_outputs(inference_graph: bytes, weights: Tensors, inputs: Array, *, threads: int = 1) -> FloatArray:
     """A variant's outputs `(n, *output_shape)` on `inputs` (n, *sample_shape), computed in onnxruntime."""
-    outputs: FloatArray = Predictor(inference_graph, threads=threads).predict(weights, inputs)
-    return outputs
+    predictor = Predictor(inference_graph, threads=threads)
+    starts = range(0, len(inputs), TEACHER_BATCH)
+    return np.concatenate([predictor.predict(weights, scale(inputs[s : s + TEACHER_BATCH])) for s in starts])
 
 
 def distil(
@@ -201,7 +181,7 @@ def _confidence(logits: Array) -> Array:
     return confidence
 
 
-def _split(inputs: Array, labels: Array | None, fraction: float, seed: int) -> tuple[IntArray, _HeldOut | None]:
+def _split(inputs: Array, labels: Array | None, fraction: float, seed: int) -> tuple[IntArray, Dataset | None]:
     """Indices to train on, and the held-out part when there are labels (and at least one sample for it)."""
     n_held = 0 if labels is None else int(len(inputs) * fraction)
     if labels is None or n_held == 0:
@@ -210,7 +190,7 @@ def _split(inputs: Array, labels: Array | None, fraction: float, seed: int) -> t
         raise DataError(f"{len(labels)} labels for {len(inputs)} public inputs")
     order = np.random.default_rng(seed).permutation(len(inputs))
     held = np.sort(order[:n_held])
-    return np.sort(order[n_held:]), _HeldOut(inputs=inputs[held], targets=labels[held])
+    return np.sort(order[n_held:]), Dataset(inputs=inputs[held], targets=labels[held])
 
 
 def _cuda_devices(device: torch.device) -> list[torch.device]:
@@ -243,7 +223,7 @@ def _squared_error(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor
 
 
 def _train(
-    run: _Run, held_out: _HeldOut | None, progress: Callable[[DistillationProgress], None] | None, seed: int
+    run: _Run, held_out: Dataset | None, progress: Callable[[DistillationProgress], None] | None, seed: int
 ) -> DistillationResult:
     """All epochs; leaves in the student the best epoch on `held_out`, or the last without it."""
     settings = run.settings
@@ -284,13 +264,18 @@ def _train_epoch(
     total = 0.0
     for indices in permutation.tensor_split(_n_batches(run)):
         chosen = indices.to(run.inputs.device)
-        loss = run.objective(run.student(run.inputs[chosen]), run.targets[chosen])
+        loss = run.objective(run.student(_scaled(run.inputs[chosen])), run.targets[chosen])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         optimizer.step()
         schedule.step()
         total += loss.item()
     return total / _n_batches(run)
+
+
+def _scaled(inputs: torch.Tensor) -> torch.Tensor:
+    """As `data.dataset.scale`: pictures stay bytes until their batch is needed."""
+    return inputs * float(PICTURE_SCALE) if inputs.dtype == torch.uint8 else inputs
 
 
 def _n_batches(run: _Run) -> int:
@@ -304,5 +289,5 @@ def _optimizer(student: nn.Module, settings: DistillationSettings) -> torch.opti
     return torch.optim.Adam(student.parameters(), lr=settings.learning_rate)
 
 
-def _score(student: nn.Module, held_out: _HeldOut | None) -> Metrics | None:
+def _score(student: nn.Module, held_out: Dataset | None) -> Metrics | None:
     return None if held_out is None else evaluate(student, held_out)

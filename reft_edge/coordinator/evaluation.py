@@ -7,7 +7,7 @@ and in onnxruntime up to rounding. Outputs are reduced batch by batch: memory do
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -19,16 +19,8 @@ from reft_edge.errors import DataError
 
 if TYPE_CHECKING:
     from reft_edge.bundle.inference import Predictor
+    from reft_edge.data.dataset import Dataset
     from reft_edge.types import Array, Tensors
-
-
-class Labelled(Protocol):
-    """Samples with targets: int64 `(n,)` class indices, or float32 `(n, *output_shape)` for regression."""
-
-    @property
-    def inputs(self) -> Array: ...
-    @property
-    def targets(self) -> Array | None: ...
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +37,7 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
         return self.accuracy if self.accuracy is not None else -self.loss
 
 
-def evaluate(module: nn.Module, dataset: Labelled, *, batch_size: int = 256) -> Metrics:
+def evaluate(module: nn.Module, dataset: Dataset, *, batch_size: int = 256) -> Metrics:
     """Metrics of `module` in evaluation mode; its mode is restored. Raises `DataError` without targets."""
     training = module.training
     module.eval()
@@ -59,7 +51,7 @@ def evaluate(module: nn.Module, dataset: Labelled, *, batch_size: int = 256) -> 
         module.train(training)
 
 
-def evaluate_weights(predictor: Predictor, weights: Tensors, dataset: Labelled, *, batch_size: int = 256) -> Metrics:
+def evaluate_weights(predictor: Predictor, weights: Tensors, dataset: Dataset, *, batch_size: int = 256) -> Metrics:
     """Metrics of `weights` in an inference graph. Raises `DataError` without targets."""
     return measure((predictor.predict(weights, batch) for batch in _batches(dataset, batch_size)), _targets(dataset))
 
@@ -103,12 +95,12 @@ def _aligned(outputs: Iterable[Array], targets: Array) -> Iterator[tuple[Array, 
         start += len(batch)
 
 
-def _batches(dataset: Labelled, batch_size: int) -> Iterator[Array]:
-    for start in range(0, len(dataset.inputs), batch_size):
-        yield np.ascontiguousarray(dataset.inputs[start : start + batch_size])
+def _batches(dataset: Dataset, batch_size: int) -> Iterator[Array]:
+    for start in range(0, len(dataset), batch_size):
+        yield np.ascontiguousarray(dataset.samples(slice(start, start + batch_size)))
 
 
-def _targets(dataset: Labelled) -> Array:
+def _targets(dataset: Dataset) -> Array:
     if dataset.targets is None or len(dataset.targets) == 0:
         raise DataError("evaluation needs samples with targets; this data has none")
     return dataset.targets

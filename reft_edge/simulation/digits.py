@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from reft_edge.data.dataset import Dataset
 from reft_edge.errors import DataError
 from reft_edge.simulation.partition import dirichlet
-
-if TYPE_CHECKING:
-    from reft_edge.types import FloatArray, IntArray
 
 INPUT_SHAPE = (1, 8, 8)
 N_CLASSES = 10
@@ -28,30 +25,19 @@ MIN_DEVICE_SAMPLES = 40
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """`inputs` float32 `(n, 1, 8, 8)` in [0, 1]; `targets` int64 `(n,)`."""
-
-    inputs: FloatArray
-    targets: IntArray
-
-    def take(self, indices: IntArray) -> Part:
-        return Part(inputs=self.inputs[indices], targets=self.targets[indices])
-
-
-@dataclass(frozen=True, kw_only=True)
 class Digits:
     """Disjoint parts that cover the data set; `devices` together are the private data."""
 
-    test: Part
-    public: Part
-    devices: tuple[Part, ...]
+    test: Dataset
+    public: Dataset
+    devices: tuple[Dataset, ...]
 
     @property
-    def private(self) -> Part:
+    def private(self) -> Dataset:
         """The pooled private data: what central training would use."""
-        return Part(
+        return Dataset(
             inputs=np.concatenate([part.inputs for part in self.devices]),
-            targets=np.concatenate([part.targets for part in self.devices]),
+            targets=np.concatenate([part.targets for part in self.devices if part.targets is not None]),
         )
 
 
@@ -60,20 +46,27 @@ def load_digits_split(n_devices: int, *, alpha: float, seed: int) -> Digits:
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
-    whole = Part(
+    labels = labels.astype(np.int64)
+    whole = Dataset(
         inputs=(pixels / 16.0).astype(np.float32).reshape(-1, *INPUT_SHAPE),  # the set's grey levels are 0 to 16
-        targets=labels.astype(np.int64),
+        targets=labels,
     )
     order = np.random.default_rng(seed).permutation(len(labels))
     n_test, n_public = int(len(labels) * TEST_FRACTION), int(len(labels) * PUBLIC_FRACTION)
-    test, public, private = (whole.take(np.sort(ids)) for ids in np.split(order, [n_test, n_test + n_public]))
-    parts = dirichlet(private.targets, n_devices, alpha=alpha, seed=seed, min_samples=MIN_DEVICE_SAMPLES)
-    return Digits(test=test, public=public, devices=tuple(private.take(ids) for ids in parts))
+    test_ids, public_ids, private_ids = (np.sort(ids) for ids in np.split(order, [n_test, n_test + n_public]))
+    parts = dirichlet(labels[private_ids], n_devices, alpha=alpha, seed=seed, min_samples=MIN_DEVICE_SAMPLES)
+    return Digits(
+        test=whole.take(test_ids),
+        public=whole.take(public_ids),
+        devices=tuple(whole.take(private_ids[part]) for part in parts),
+    )
 
 
-def write_part(path: Path, part: Part, *, labelled: bool = True) -> None:
-    """Write `part` as an `.npz` with `inputs` and, when `labelled`, `targets`. Raises `DataError`."""
-    arrays = {"inputs": part.inputs} | ({"targets": part.targets} if labelled else {})
+def write_part(path: Path, part: Dataset, *, labelled: bool = True) -> None:
+    """Write `part` as an `.npz` with `inputs` and, when `labelled` and known, `targets`. Raises `DataError`."""
+    arrays = {"inputs": part.inputs}
+    if labelled and part.targets is not None:
+        arrays["targets"] = part.targets
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # numpy types allow_pickle into the keywords

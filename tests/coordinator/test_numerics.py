@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -15,13 +14,8 @@ from reft_edge.bundle.manifest import CrossEntropy, MeanSquaredError
 from reft_edge.coordinator.batch_norm import reestimate_batch_norm
 from reft_edge.coordinator.distillation import DistillationSettings, Teacher, distil, ensemble_targets
 from reft_edge.coordinator.evaluation import evaluate, measure
+from reft_edge.data.dataset import Dataset
 from reft_edge.errors import DataError, FederationError
-
-
-@dataclass(frozen=True)
-class Samples:
-    inputs: np.ndarray
-    targets: np.ndarray | None
 
 
 def network(seed=0, n_outputs=3):
@@ -68,7 +62,7 @@ def test_evaluation_is_torch_s_loss_and_accuracy_whatever_the_batch_size():
     outputs = module.eval()(torch.as_tensor(inputs)).detach()
     module.train()
     for batch_size in (7, 256):
-        metrics = evaluate(module, Samples(inputs, labels), batch_size=batch_size)
+        metrics = evaluate(module, Dataset(inputs=inputs, targets=labels), batch_size=batch_size)
         assert metrics.loss == pytest.approx(
             functional.cross_entropy(outputs, torch.as_tensor(labels)).item(), rel=1e-5
         )
@@ -76,9 +70,9 @@ def test_evaluation_is_torch_s_loss_and_accuracy_whatever_the_batch_size():
         assert (metrics.n, metrics.mse) == (64, None)
     assert module.training
     wanted = outputs.numpy() + 1.0
-    assert evaluate(module, Samples(inputs, wanted)).mse == pytest.approx(1.0, rel=1e-5)
+    assert evaluate(module, Dataset(inputs=inputs, targets=wanted)).mse == pytest.approx(1.0, rel=1e-5)
     with pytest.raises(DataError, match="none"):
-        evaluate(module, Samples(inputs, None))
+        evaluate(module, Dataset(inputs=inputs))
     with pytest.raises(DataError, match="0 to 5"):
         measure([np.zeros((2, 3))], np.array([0, 5]))
 
@@ -150,7 +144,10 @@ def test_with_labels_the_best_epoch_is_kept():
     )
     assert result.kept_epoch > 0
     assert result.held_out_after.score > result.held_out_before.score
-    assert evaluate(student, Samples(inputs, labels)).accuracy > evaluate(network(2), Samples(inputs, labels)).accuracy
+    assert (
+        evaluate(student, Dataset(inputs=inputs, targets=labels)).accuracy
+        > evaluate(network(2), Dataset(inputs=inputs, targets=labels)).accuracy
+    )
 
 
 @pytest.mark.parametrize(
