@@ -7,6 +7,7 @@
     reft/v1/<federation>/device/<id>/down      down  QoS 0, blocks and transfer control
     reft/v1/<federation>/device/<id>/up        up    QoS 0, blocks and transfer control
     reft/v1/<federation>/blob/<transfer>/<index>   down  retained, QoS 1, blocks that many devices want
+    reft/v1/<federation>/blob/<transfer>/offer     down  retained, QoS 1, how that blob is cut
 
 Names that could break out of their level (`/`, `+`, `#`, spaces) are refused where they come in.
 """
@@ -52,8 +53,13 @@ def all_devices_filter(federation: str, topic: DeviceTopic) -> str:
     return device_topic(federation, "+", topic)
 
 
-def blob_topic(federation: str, transfer: str, index: int) -> str:
+def blob_topic(federation: str, transfer: str, index: int | str) -> str:
     return f"{PREFIX}/{federation}/blob/{transfer}/{index}"
+
+
+def is_blob_topic(federation: str, topic: str) -> bool:
+    """Whether what arrived is part of a broadcast, and so belongs to the courier."""
+    return topic.startswith(f"{PREFIX}/{federation}/blob/")
 
 
 def parse_device_topic(federation: str, topic: str) -> DeviceAddress:
