@@ -1,0 +1,264 @@
+"""Structured pruning: a smaller module out of a larger one, and the map between the two.
+
+`Pruner` traces a module once, finds which channels can go (`compile.dependencies`), proves for each group of channels
+that the smaller module is the larger one with those channels switched off (`compile.equivalence`), and ranks them by an
+importance that does not depend on the ratio. Every variant it then makes takes well under a second, is the same for the
+same weights and options, and holds a subset of the channels of each larger one.
+
+The model's outputs are never pruned, nor is what cannot be pruned safely: such channels stay whole. A model of which
+nothing can be pruned is an error. The module given is not changed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+
+from reft_edge.compile.dependencies import ChannelGroup, Dissection
+from reft_edge.compile.equivalence import agrees
+from reft_edge.compile.importance import Importance, find_importance, score
+from reft_edge.compile.sizes import Size, SizeModel, measure, run
+from reft_edge.errors import ConfigError, ModelError, PlanError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from reft_edge.compile.channels import ChannelMap
+    from reft_edge.types import IntArray
+
+logger = logging.getLogger(__name__)
+
+Scope = Literal["uniform", "global"]
+"""`uniform`: the same ratio in every group. `global`: one ranking over all groups, so that each loses what matters
+least; no group falls below `GLOBAL_FLOOR`."""
+
+GLOBAL_FLOOR = 1 / 16
+"""Under global ranking every group keeps at least this share, lest one layer vanish and cut the model in two."""
+
+_STEPS = 1024
+"""Ratios that a budget is searched over: multiples of 1/1024, finer than any layer of usual width can tell apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A pruned module on the CPU, with its weights, and where its tensors lie in the global ones."""
+
+    module: nn.Module
+    channels: ChannelMap
+    ratio: float
+    """Share of the channels that was asked to go."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Upper limits; what is None is not limited."""
+
+    parameters: int | None = None
+    macs: int | None = None
+    """Multiply-accumulates of one sample's forward pass."""
+    weight_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.parameters is None and self.macs is None and self.weight_bytes is None:
+            raise ConfigError("a budget needs a limit: parameters, macs or weight_bytes")
+
+    def allows(self, size: Size) -> bool:
+        return (
+            (self.parameters is None or size.parameters <= self.parameters)
+            and (self.macs is None or size.macs <= self.macs)
+            and (self.weight_bytes is None or size.weight_bytes <= self.weight_bytes)
+        )
+
+    def __str__(self) -> str:
+        limits = (("parameters", self.parameters), ("multiply-accumulates", self.macs), ("bytes", self.weight_bytes))
+        return ", ".join(f"{limit:,} {unit}" for unit, limit in limits if limit is not None)
+
+
+class Pruner:
+    """Makes variants of one module with its present weights.
+
+    `input_shape`: one sample, without the batch axis. `importance`: "magnitude", "random", "first", or a function
+    (`compile.importance`); `seed` is for "random". Raises `ModelError` when the module cannot be traced or run, or when
+    none of its channels can go.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        input_shape: tuple[int, ...],
+        importance: str | Importance = "magnitude",
+        input_dtype: str = "float32",
+        scope: Scope = "uniform",
+        seed: int = 0,
+    ) -> None:
+        if scope not in ("uniform", "global"):
+            raise ConfigError(f"unknown scope {scope!r}; known are uniform, global")
+        function = find_importance(importance)
+        self._module = module
+        self._scope = scope
+        self._example = _example(module, input_shape, input_dtype, n_samples=1)
+        run(module, self._example)
+        self._check_example = _example(module, input_shape, input_dtype, n_samples=2)
+        run(module, self._check_example)
+        self.groups = self._safe_groups()
+        self._sizes = SizeModel(module, self.groups, self._example)
+        tensors = {name: tensor.detach().cpu().numpy() for name, tensor in module.state_dict().items()}
+        trained = {name for name, _ in module.named_parameters()}
+        self._scores = {group.name: score(group, tensors, trained, function, seed) for group in self.groups}
+        # Ties are broken by position, so that equal weights give equal variants.
+        self._order: dict[str, IntArray] = {
+            name: np.argsort(-scores, kind="stable") for name, scores in self._scores.items()
+        }
+
+    def prune(self, ratio: float, *, round_to: int = 1) -> Variant:
+        """The variant without the share `ratio`, in [0, 1), of the channels of each group.
+
+        Each group keeps at least one channel; `round_to` rounds the number it keeps down to a multiple, where there
+        are as many.
+        """
+        return self._variant(self._kept(ratio, round_to), ratio)
+
+    def fit(self, budget: Budget, *, round_to: int = 1) -> Variant:
+        """The variant with the smallest ratio that `budget` allows. Raises `PlanError` when none does."""
+
+        def predicted(step: int) -> bool:
+            return budget.allows(self._sizes.size(self._kept(step / _STEPS, round_to)))
+
+        def measured(step: int) -> bool:
+            return budget.allows(measure(self.prune(step / _STEPS, round_to=round_to).module, self._example.cpu()))
+
+        step = _smallest(predicted, _STEPS)
+        if step is None or not measured(step):  # predictions may be too large, in models that split channels too small
+            step = _smallest(measured, _STEPS)
+        if step is None:
+            least = measure(self.prune(1 - 1 / _STEPS, round_to=round_to).module, self._example.cpu())
+            raise PlanError(
+                f"no variant fits {budget}: the smallest has {least.parameters:,} parameters, "
+                f"{least.macs:,} multiply-accumulates and {least.weight_bytes:,} bytes"
+            )
+        return self.prune(step / _STEPS, round_to=round_to)
+
+    def _kept(self, ratio: float, round_to: int) -> dict[str, int]:
+        """How many units each group keeps."""
+        if not 0 <= ratio < 1:
+            raise ConfigError(f"a pruning ratio is at least 0 and below 1, not {ratio!r}")
+        if round_to < 1:
+            raise ConfigError(f"round_to is at least 1, not {round_to!r}")
+        if self._scope == "uniform":
+            kept = {group.name: int(group.n_units * (1 - ratio) + 1e-9) for group in self.groups}
+        else:
+            kept = self._kept_globally(ratio)
+        return {
+            group.name: max(kept[group.name] // round_to * round_to, min(round_to, group.n_units))
+            for group in self.groups
+        }
+
+    def _kept_globally(self, ratio: float) -> dict[str, int]:
+        """The units above one threshold for all groups, and at least `GLOBAL_FLOOR` of each group."""
+        scores = np.concatenate([self._scores[group.name] for group in self.groups])
+        n_kept = max(1, int(len(scores) * (1 - ratio) + 1e-9))
+        threshold = np.sort(scores)[::-1][n_kept - 1]
+        return {
+            group.name: max(int((self._scores[group.name] >= threshold).sum()), ceil(group.n_units * GLOBAL_FLOOR))
+            for group in self.groups
+        }
+
+    def _variant(self, kept: Mapping[str, int], ratio: float) -> Variant:
+        removals = {name: sorted(self._order[name][n:].tolist()) for name, n in kept.items()}
+        module, channels = Dissection(self._module, self._example).cut(removals)
+        run(module, self._check_example.cpu())
+        return Variant(module=module, channels=channels, ratio=ratio)
+
+    def _safe_groups(self) -> tuple[ChannelGroup, ...]:
+        """The groups whose channels can go. All at once is the usual case; else each is tried alone."""
+        groups = Dissection(self._module, self._example).groups
+        if groups and self._is_safe(groups):
+            return groups
+        safe: tuple[ChannelGroup, ...] = ()
+        for group in groups:
+            if self._is_safe((*safe, group)):
+                safe += (group,)
+            else:
+                logger.debug("the channels of %s stay whole: the model depends on their number", group.name)
+        if not safe:
+            raise ModelError("no channel of the model can be pruned: only its outputs depend on nothing else")
+        return safe
+
+    def _is_safe(self, groups: tuple[ChannelGroup, ...]) -> bool:
+        """Whether a variant without every second unit of `groups` computes the model with those switched off."""
+        removals = {group.name: range(0, group.n_units - 1, 2) for group in groups}
+        try:
+            module, channels = Dissection(self._module, self._example).cut(removals)
+        except ModelError:
+            return False
+        return agrees(module, channels, self._module, self._check_example)
+
+
+def prune(
+    module: nn.Module,
+    *,
+    input_shape: tuple[int, ...],
+    ratio: float,
+    importance: str | Importance = "magnitude",
+    input_dtype: str = "float32",
+    scope: Scope = "uniform",
+    round_to: int = 1,
+    seed: int = 0,
+) -> Variant:
+    """One variant of `module`; see `Pruner` for the arguments and for more than one."""
+    pruner = Pruner(
+        module, input_shape=input_shape, importance=importance, input_dtype=input_dtype, scope=scope, seed=seed
+    )
+    return pruner.prune(ratio, round_to=round_to)
+
+
+def prune_to(
+    module: nn.Module,
+    *,
+    input_shape: tuple[int, ...],
+    budget: Budget,
+    importance: str | Importance = "magnitude",
+    input_dtype: str = "float32",
+    scope: Scope = "uniform",
+    round_to: int = 1,
+    seed: int = 0,
+) -> Variant:
+    """The largest variant of `module` within `budget`; see `Pruner.fit`."""
+    pruner = Pruner(
+        module, input_shape=input_shape, importance=importance, input_dtype=input_dtype, scope=scope, seed=seed
+    )
+    return pruner.fit(budget, round_to=round_to)
+
+
+def _smallest(holds: Callable[[int], bool], end: int) -> int | None:
+    """The smallest number below `end` for which a monotone condition holds, by bisection; None if it never does."""
+    low, high = 0, end  # holds(high) is true, or high is `end`
+    while low < high:
+        middle = (low + high) // 2
+        if holds(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return low if low < end else None
+
+
+def _example(module: nn.Module, input_shape: tuple[int, ...], input_dtype: str, *, n_samples: int) -> torch.Tensor:
+    """A random input on the device of the module, the same for the same shape."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (n_samples, *input_shape)
+    if input_dtype == "float32":
+        example = torch.randn(shape, generator=generator)
+    elif input_dtype == "int64":
+        sizes = [layer.num_embeddings for layer in module.modules() if isinstance(layer, torch.nn.Embedding)]
+        example = torch.arange(prod(shape)).reshape(shape) % min(sizes, default=2)
+    else:
+        raise ConfigError(f"input dtype {input_dtype!r} is not float32 or int64")
+    parameter = next(module.parameters(), None)
+    return example if parameter is None else example.to(parameter.device)
