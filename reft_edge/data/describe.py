@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
 
 from reft_edge.data.dataset import Dataset
+from reft_edge.data.description import DataDescription
 from reft_edge.data.load import load_dataset
 from reft_edge.data.pictures import list_pictures, read_pictures
 from reft_edge.errors import DataError
@@ -20,19 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from reft_edge.data.settings import DataSettings
-
-
-class DataDescription(msgspec.Struct, frozen=True, kw_only=True):
-    """What a device says about its data."""
-
-    training_samples: int
-    holdout_samples: int
-    input_shape: tuple[int, ...] = ()
-    """One sample's shape; empty when pictures differ in size and the model's shape will decide."""
-    n_classes: int | None = None
-    """Classes that the data know; None for regression."""
-    pictures: bool = False
-    """Pictures are converted to whatever shape the model takes."""
 
 
 def describe_dataset(settings: DataSettings, *, base_dir: Path, split_seed: int) -> DataDescription:
@@ -55,6 +42,7 @@ def describe_dataset(settings: DataSettings, *, base_dir: Path, split_seed: int)
         holdout_samples=len(holdout),
         input_shape=shape,
         n_classes=dataset.n_classes,
+        classes=dataset.classes,
         pictures=pictures,
     )
 

@@ -38,7 +38,7 @@ def load_dataset(
 
     `base_dir` is the folder that relative paths start from. `input_shape` is one sample's shape in the model, for
     example (3, 32, 32); pictures are converted and resized to it. `classes` is the federation's order of classes:
-    targets are indices into it. `compact` keeps pictures as uint8 (see `Dataset`); otherwise inputs are float32 or int64.
+    targets are indices into it. `compact` keeps pictures as uint8 (see `Dataset`); else inputs are float32 or int64.
     Raises `DataError` with one line that names what is wrong and where.
     """
     shape = tuple(settings.shape) or (tuple(input_shape) if input_shape is not None else None)

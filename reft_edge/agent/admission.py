@@ -1,0 +1,68 @@
+"""Whether a task fits this device, before anything large is fetched. Pure; loads no numpy.
+
+The planner has asked the same questions; here the device answers for itself, with what is true now.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+from reft_edge.agent.settings import Limits
+from reft_edge.bundle.manifest import BlobRef, CrossEntropy, Manifest
+from reft_edge.data.description import DataDescription
+from reft_edge.profiling.profile import RUNTIME_BASE_BYTES, DeviceProfile
+from reft_edge.wire.messages import Task
+
+
+def task_parts(manifest: Manifest, task: Task) -> tuple[BlobRef, ...]:
+    """The blobs to fetch for a task, besides the manifest."""
+    return (manifest.training_graph, manifest.inference_graph, task.weights.blob)
+
+
+def refusal(
+    manifest: Manifest,
+    task: Task,
+    *,
+    limits: Limits,
+    profile: DeviceProfile | None,
+    data: DataDescription | None,
+) -> str | None:
+    """Why this device does not do this task; None if it does. What is not known yet does not speak against it."""
+    model_bytes = sum(ref.size_bytes for ref in task_parts(manifest, task))
+    if model_bytes > limits.max_model_bytes:
+        return f"the model has {model_bytes} bytes, [limits] max_model_bytes = {limits.max_model_bytes}"
+    needed = memory_needed(manifest, task, profile)
+    granted = limits.memory_bytes or (profile.planning_memory_bytes if profile is not None else None)
+    if granted is not None and needed > granted:
+        return (
+            f"training {manifest.model!r} with batch size {task.plan.batch_size} takes about "
+            f"{needed / 2**20:.0f} MiB, this device grants {granted / 2**20:.0f} MiB"
+        )
+    return None if data is None else _data_refusal(manifest, task, data)
+
+
+def memory_needed(manifest: Manifest, task: Task, profile: DeviceProfile | None) -> float:
+    """Predicted peak bytes of the worker: the runtime and a training step's tensors."""
+    base = profile.planning_base_bytes if profile is not None else RUNTIME_BASE_BYTES
+    return base + manifest.cost.memory_bytes(task.plan.batch_size)
+
+
+def _data_refusal(manifest: Manifest, task: Task, data: DataDescription) -> str | None:
+    if data.training_samples == 0:
+        return "this device has no training samples"
+    shape = manifest.input.shape
+    if data.pictures and len(shape) != 3:
+        return f"this device has pictures, the model takes samples of shape {shape}"
+    if not data.pictures and data.input_shape and prod(data.input_shape) != prod(shape):
+        return f"this device's samples have shape {data.input_shape}, the model takes {shape}"
+    if isinstance(manifest.loss, CrossEntropy):
+        if data.n_classes is None:
+            return "this device's targets are numbers, the model predicts classes"
+        n_outputs = manifest.output.shape[0] if manifest.output.shape else 0
+        if not task.classes and data.n_classes > n_outputs:
+            return f"this device's data have {data.n_classes} classes, the model has {n_outputs} outputs"
+        if task.classes and (unknown := sorted(set(data.classes) - set(task.classes))):
+            return f"this device's class {unknown[0]!r} is not one of the federation's {', '.join(task.classes)}"[:500]
+        if task.classes and data.n_classes > len(task.classes):
+            return f"this device's data have {data.n_classes} classes, the federation has {len(task.classes)}"
+    return None

@@ -1,0 +1,427 @@
+"""What a device does about its task: a state machine without I/O, clock or threads.
+
+Events go in, actions come out; the daemon feeds it and does what it says. `Session.state` is everything that must
+survive a kill: the daemon writes it to the spool before it does the actions, so that after a restart `resume` goes on
+from there.
+
+    IDLE -> READING -> FETCHING -> TRAINING -> UPLOADING -> IDLE
+                 (refused, lost, failed: back to IDLE with the outcome remembered)
+
+Idempotence: a task is known by its id. The same task delivered again starts nothing; it is answered with where we are
+or with how it ended. Any other task replaces the present one, its unfinished training and its undelivered update,
+because a coordinator gives a new task only when it has moved on. An update stays in the spool until then, also after
+its receipt: a broker or a coordinator that lost our words can ask again.
+
+Being connected is not a state here: training goes on while the broker is away.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from reft_edge.bundle.manifest import BlobRef
+from reft_edge.errors import LocalProtocolError
+from reft_edge.wire.messages import (
+    Accepted,
+    Done,
+    Failed,
+    Measured,
+    Name,
+    Progress,
+    Refused,
+    Report,
+    Task,
+    UpdateManifest,
+)
+
+MAX_ATTEMPTS = 3
+"""A task that was begun this often without an end takes the whole device down; it is given up."""
+
+FailureKind: TypeAlias = Literal["out_of_memory", "crashed", "data", "bundle", "timeout", "diverged", "storage"]
+
+
+class Phase(enum.Enum):
+    IDLE = "idle"
+    READING = "reading"
+    """Fetching and reading the bundle's manifest."""
+    FETCHING = "fetching"
+    """Fetching graphs and weights."""
+    TRAINING = "training"
+    UPLOADING = "uploading"
+    """The update lies in the spool and waits to be pulled."""
+
+
+class Residual(msgspec.Struct, frozen=True, kw_only=True):
+    """What quantization left of the last update (error feedback), kept by the worker in the spool."""
+
+    name: str
+    """File name in the spool's folder of residuals."""
+    key: str
+    """The run and the variant it belongs to; it means nothing to any other."""
+
+
+class SessionState(msgspec.Struct, frozen=True, kw_only=True):
+    """All that survives a restart."""
+
+    phase: Phase = Phase.IDLE
+    task: Task | None = None
+    parts: tuple[BlobRef, ...] = ()
+    """Blobs of the task besides its manifest; until that is read, those of the task before, whose graphs may return."""
+    missing: tuple[str, ...] = ()
+    """Hashes of `parts` that are not here yet."""
+    began_at: float = 0.0
+    """Monotonic clock when the task came; of this process only."""
+    download_s: float = 0.0
+    attempts: int = 0
+    """How often training of this task was begun."""
+    outcome: Refused | Failed | Done | None = None
+    """How the task ended, to be said again when the task is delivered again."""
+    residual: Residual | None = None
+
+
+# Events
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskArrived:
+    task: Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunClosed:
+    """The coordinator's run has ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkUp:
+    """Connected to the broker, perhaps after it lost what we said before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReminderDue:
+    """Time to say again that the update is ready."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlobFetched:
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlobLost:
+    sha256: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestAccepted:
+    """The manifest fits this device; `parts` are the blobs that training needs."""
+
+    parts: tuple[BlobRef, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestRefused:
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingProgressed:
+    task: Name
+    steps_done: int
+    steps_total: int
+    loss: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingFinished:
+    """`measured.download_s` is filled in here: the worker does not know it."""
+
+    task: Name
+    update: UpdateManifest
+    measured: Measured
+    residual: Residual | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingFailed:
+    task: Name
+    kind: FailureKind
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlobDelivered:
+    """The coordinator's receipt for a blob of ours."""
+
+    sha256: str
+
+
+SessionEvent: TypeAlias = (
+    TaskArrived
+    | RunClosed
+    | LinkUp
+    | ReminderDue
+    | BlobFetched
+    | BlobLost
+    | ManifestAccepted
+    | ManifestRefused
+    | TrainingProgressed
+    | TrainingFinished
+    | TrainingFailed
+    | BlobDelivered
+)
+
+
+# Actions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetch:
+    """Bring a blob into the spool; `BlobFetched` at once if it is there."""
+
+    ref: BlobRef
+    broadcast: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadManifest:
+    """Read and check the manifest's blob; answer with `ManifestAccepted` or `ManifestRefused`."""
+
+    task: Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartTraining:
+    task: Task
+    residual: Residual | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopTraining:
+    """The worker's present work is of no use any more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseWorker:
+    """There will be no work for a while."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Say:
+    report: Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Forget transfers, blobs and residuals that `Session.needed_blobs` and the state do not name."""
+
+
+Action: TypeAlias = Fetch | ReadManifest | StartTraining | StopTraining | ReleaseWorker | Say | Sweep
+Actions: TypeAlias = tuple[Action, ...]
+
+
+class Session:
+    """One device's task. `handle` changes `state` and says what to do; an impossible event raises, changing nothing."""
+
+    def __init__(self, state: SessionState | None = None) -> None:
+        self.state = state if state is not None else SessionState()
+
+    def handle(self, event: SessionEvent, now: float) -> Actions:
+        """`now` is a monotonic clock in seconds. Raises `LocalProtocolError` for an event that makes no sense."""
+        transition = _TRANSITIONS.get((self.state.phase, type(event)))
+        if transition is None:
+            raise LocalProtocolError(f"{type(event).__name__} cannot happen while {self.state.phase.value}")
+        self.state, actions = transition(self.state, event, now)
+        return actions
+
+    def resume(self, *, update_is_here: bool, now: float) -> Actions:
+        """Go on after a restart. `update_is_here`: whether the update's blob is still in the spool."""
+        state, task = self.state, self.state.task
+        if state.phase is Phase.IDLE or task is None or (state.phase is Phase.UPLOADING and update_is_here):
+            return (Sweep(),)
+        self.state, actions = _begin(state, task, now, attempts=state.attempts)
+        return actions
+
+    def needed_blobs(self) -> frozenset[str]:
+        """Hashes of the blobs that a restart would need."""
+        state = self.state
+        if state.task is None:
+            return frozenset()
+        needed = {state.task.bundle.sha256, state.task.weights.blob.sha256, *(ref.sha256 for ref in state.parts)}
+        if isinstance(state.outcome, Done):
+            needed.add(state.outcome.update.blob.sha256)
+        return frozenset(needed)
+
+
+# Transitions: (state, event, now) -> (state, actions)
+
+_Step: TypeAlias = tuple[SessionState, Actions]
+
+
+def _begin(state: SessionState, task: Task, now: float, attempts: int = 0) -> _Step:
+    """Start on a task from its first blob; blobs that are here already come at once."""
+    if attempts >= MAX_ATTEMPTS:
+        reason = f"training was begun {attempts} times and the agent was restarted each time"
+        return _end(state, Failed(task=task.task, kind="crashed", reason=reason))
+    fresh = SessionState(
+        phase=Phase.READING,
+        task=task,
+        parts=state.parts,
+        began_at=now,
+        attempts=attempts,
+        residual=state.residual,
+    )
+    return fresh, (
+        Sweep(),
+        Say(report=Progress(task=task.task, state="fetching")),
+        Fetch(ref=task.bundle, broadcast=task.broadcast),
+    )
+
+
+def _end(state: SessionState, outcome: Refused | Failed) -> _Step:
+    """The task is over without an update."""
+    idle = msgspec.structs.replace(state, phase=Phase.IDLE, missing=(), outcome=outcome)
+    return idle, (Say(report=outcome), Sweep())
+
+
+def _task_arrived(state: SessionState, event: TaskArrived, now: float) -> _Step:
+    if state.task is not None and state.task.task == event.task.task:
+        return state, _where_we_are(state)
+    stop = (StopTraining(),) if state.phase is Phase.TRAINING else ()
+    state, actions = _begin(state, event.task, now)
+    return state, (*stop, *actions)
+
+
+def _where_we_are(state: SessionState) -> Actions:
+    if state.outcome is not None:
+        return (Say(report=state.outcome),)
+    if state.phase in (Phase.FETCHING, Phase.TRAINING) and state.task is not None:
+        return (Say(report=Accepted(task=state.task.task)),)
+    return ()
+
+
+def _run_closed(_state: SessionState, _event: RunClosed, _now: float) -> _Step:
+    return SessionState(), (StopTraining(), ReleaseWorker(), Sweep())
+
+
+def _link_up(state: SessionState, _event: LinkUp, _now: float) -> _Step:
+    return state, _where_we_are(state)
+
+
+def _remind(state: SessionState, _event: ReminderDue, _now: float) -> _Step:
+    return state, _where_we_are(state)
+
+
+def _manifest_fetched(state: SessionState, event: BlobFetched, _now: float) -> _Step:
+    task = _task(state)
+    return state, (ReadManifest(task=task),) if event.sha256 == task.bundle.sha256 else ()
+
+
+def _manifest_accepted(state: SessionState, event: ManifestAccepted, _now: float) -> _Step:
+    task = _task(state)
+    parts = tuple({ref.sha256: ref for ref in event.parts}.values())
+    fetching = msgspec.structs.replace(
+        state, phase=Phase.FETCHING, parts=parts, missing=tuple(ref.sha256 for ref in parts)
+    )
+    fetches = (Fetch(ref=ref, broadcast=task.broadcast) for ref in parts)
+    return fetching, (Say(report=Accepted(task=task.task)), Sweep(), *fetches)
+
+
+def _manifest_refused(state: SessionState, event: ManifestRefused, _now: float) -> _Step:
+    return _end(state, Refused(task=_task(state).task, reason=event.reason))
+
+
+def _part_fetched(state: SessionState, event: BlobFetched, now: float) -> _Step:
+    missing = tuple(sha256 for sha256 in state.missing if sha256 != event.sha256)
+    if missing or event.sha256 not in state.missing:
+        return msgspec.structs.replace(state, missing=missing), ()
+    training = msgspec.structs.replace(
+        state,
+        phase=Phase.TRAINING,
+        missing=(),
+        download_s=max(0.0, now - state.began_at),
+        attempts=state.attempts + 1,
+    )
+    return training, (StartTraining(task=_task(state), residual=state.residual),)
+
+
+def _blob_lost(state: SessionState, event: BlobLost, _now: float) -> _Step:
+    task = _task(state)
+    if event.sha256 != task.bundle.sha256 and event.sha256 not in state.missing:
+        return state, ()
+    return _end(state, Failed(task=task.task, kind="bundle", reason=event.reason))
+
+
+def _progressed(state: SessionState, event: TrainingProgressed, _now: float) -> _Step:
+    if event.task != _task(state).task:
+        return state, ()
+    report = Progress(
+        task=event.task,
+        state="training",
+        steps_done=event.steps_done,
+        steps_total=event.steps_total,
+        loss=event.loss,
+    )
+    return state, (Say(report=report),)
+
+
+def _finished(state: SessionState, event: TrainingFinished, _now: float) -> _Step:
+    task = _task(state)
+    if event.task != task.task:
+        return state, ()
+    measured = msgspec.structs.replace(event.measured, download_s=state.download_s)
+    done = Done(task=task.task, round=task.round, update=event.update, measured=measured)
+    uploading = msgspec.structs.replace(state, phase=Phase.UPLOADING, outcome=done, residual=event.residual)
+    return uploading, (Say(report=done), Sweep())
+
+
+def _failed(state: SessionState, event: TrainingFailed, _now: float) -> _Step:
+    if event.task != _task(state).task:
+        return state, ()
+    return _end(state, Failed(task=event.task, kind=event.kind, reason=event.reason))
+
+
+def _delivered(state: SessionState, event: BlobDelivered, _now: float) -> _Step:
+    if not isinstance(state.outcome, Done) or event.sha256 != state.outcome.update.blob.sha256:
+        return state, ()
+    return msgspec.structs.replace(state, phase=Phase.IDLE), ()
+
+
+def _ignore(state: SessionState, _event: SessionEvent, _now: float) -> _Step:
+    return state, ()
+
+
+def _task(state: SessionState) -> Task:
+    if state.task is None:
+        raise LocalProtocolError(f"there is no task while {state.phase.value}")
+    return state.task
+
+
+def _table() -> Mapping[tuple[Phase, type[SessionEvent]], Callable[[SessionState, object, float], _Step]]:
+    """Every legal (phase, event). What is not here is a bug of the caller."""
+    idle, reading, fetching, training, uploading = Phase
+    rows: dict[type, dict[Phase, Callable[..., _Step]]] = {
+        TaskArrived: dict.fromkeys(Phase, _task_arrived),
+        RunClosed: dict.fromkeys(Phase, _run_closed),
+        LinkUp: {**dict.fromkeys(Phase, _link_up), idle: _ignore},
+        ReminderDue: {**dict.fromkeys(Phase, _ignore), uploading: _remind},
+        # A transfer or a worker that was just cancelled may still have its say.
+        BlobFetched: {**dict.fromkeys(Phase, _ignore), reading: _manifest_fetched, fetching: _part_fetched},
+        BlobLost: {**dict.fromkeys(Phase, _ignore), reading: _blob_lost, fetching: _blob_lost},
+        ManifestAccepted: {reading: _manifest_accepted},
+        ManifestRefused: {reading: _manifest_refused},
+        TrainingProgressed: {**dict.fromkeys(Phase, _ignore), training: _progressed},
+        TrainingFinished: {**dict.fromkeys(Phase, _ignore), training: _finished},
+        TrainingFailed: {**dict.fromkeys(Phase, _ignore), training: _failed},
+        BlobDelivered: {**dict.fromkeys(Phase, _ignore), uploading: _delivered},
+    }
+    return {(phase, event): step for event, steps in rows.items() for phase, step in steps.items()}
+
+
+_TRANSITIONS = _table()

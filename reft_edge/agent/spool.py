@@ -1,0 +1,136 @@
+"""The agent's folder on disk: what survives a kill or a power cut.
+
+    <spool>/
+      lock             held while an agent runs
+      state.json       the session's state
+      profile.json     the measured device profile, so that a restart need not measure again
+      data.json        what the data were when they were last read
+      blobs/           models, weights and the update, by SHA-256 (also written by the worker)
+      residuals/       what quantization left of the last update (written by the worker)
+
+Small files are replaced atomically. A file that cannot be read as what it should be is treated as absent: the worst
+that follows is that something is fetched, measured or trained again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from reft_edge.agent.session import SessionState
+from reft_edge.data.description import DataDescription
+from reft_edge.errors import ConfigError, ResourceError
+from reft_edge.profiling.profile import DeviceProfile
+from reft_edge.wire.blobs import BlobStore, sync_directory
+
+Kept = TypeVar("Kept", bound=msgspec.Struct)
+
+logger = logging.getLogger(__name__)
+
+
+class CachedProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """A measured profile and what it was measured for."""
+
+    key: str
+    profile: DeviceProfile
+
+
+class CachedData(msgspec.Struct, frozen=True, kw_only=True):
+    """A description of the data and the fingerprint of the files it was made from."""
+
+    key: str
+    description: DataDescription
+
+
+class Spool:
+    """The folder `root`, which is created. Raises `ResourceError` when the disk refuses."""
+
+    def __init__(self, root: Path, *, max_blob_bytes: int) -> None:
+        self.root = root
+        self.residuals = root / "residuals"
+        try:
+            self.residuals.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise ResourceError(f"spool {root}: {exc.strerror or exc}; choose a folder that can be written") from exc
+        self.blobs = BlobStore(root / "blobs", max_blob_bytes=max_blob_bytes)
+        self._lock: int | None = None
+
+    def lock(self) -> None:
+        """Make sure that no other agent uses this spool; raises `ConfigError`. The kernel unlocks when we die."""
+        descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            os.close(descriptor)
+            raise ConfigError(f"spool {self.root} is in use by another agent; give each agent its own") from exc
+        self._lock = descriptor
+
+    def unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def load_state(self) -> SessionState:
+        return self._load("state.json", SessionState) or SessionState()
+
+    def save_state(self, state: SessionState) -> None:
+        self._save("state.json", state)
+
+    def load_profile(self, key: str) -> DeviceProfile | None:
+        cached = self._load("profile.json", CachedProfile)
+        return cached.profile if cached is not None and cached.key == key else None
+
+    def save_profile(self, key: str, profile: DeviceProfile) -> None:
+        self._save("profile.json", CachedProfile(key=key, profile=profile))
+
+    def load_description(self, key: str) -> DataDescription | None:
+        cached = self._load("data.json", CachedData)
+        return cached.description if cached is not None and cached.key == key else None
+
+    def save_description(self, key: str, description: DataDescription) -> None:
+        self._save("data.json", CachedData(key=key, description=description))
+
+    def sweep(self, *, keep_blobs: AbstractSet[str], keep_residual: str | None) -> None:
+        """Remove blobs and residuals that nothing names any more."""
+        freed = self.blobs.sweep(set(keep_blobs))
+        try:
+            for path in self.residuals.iterdir():
+                if path.name != keep_residual:
+                    path.unlink(missing_ok=True)
+        except OSError as exc:
+            raise ResourceError(f"{self.residuals}: {exc.strerror or exc}; check the disk and its rights") from exc
+        if freed:
+            logger.debug("swept %d bytes from the spool", freed)
+
+    def _load(self, name: str, kind: type[Kept]) -> Kept | None:
+        path = self.root / name
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=kind)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError) as exc:
+            logger.warning("%s is of no use and is ignored: %s", path, exc)
+            return None
+
+    def _save(self, name: str, value: msgspec.Struct) -> None:
+        write_atomically(self.root / name, msgspec.json.encode(value))
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace `path` so that a power cut leaves the old content or the new. Raises `ResourceError`."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_directory(path.parent)
+    except OSError as exc:
+        raise ResourceError(f"{path}: {exc.strerror or exc}; check the disk's room and rights") from exc
