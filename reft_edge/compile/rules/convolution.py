@@ -1,0 +1,244 @@
+"""Convolutions and their derivatives, in one and two (or more) dimensions.
+
+ONNX has no derivative of a convolution. Written with forward operators, by the notation y = conv(x, w):
+
+- input gradient: a convolution of the output gradient with the kernel turned around and its channel axes exchanged, when
+  the stride is one; else a transposed convolution;
+- weight gradient: for each place of the kernel the shifted input, channel by channel, against the output gradient. The
+  batch and all positions are the inner dimension of one matrix product, so nothing is summed afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from reft_edge.compile.graph import GraphBuilder, Value
+from reft_edge.compile.lowering import Lowering, NodePair, rule
+from reft_edge.compile.rules.matmul import gemm
+from reft_edge.compile.rules.shapes import flip, pad_zero
+from reft_edge.compile.symbols import Affine, Dim, Shape, n_elements
+from reft_edge.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Stride, padding and dilation for each spatial axis, and the number of groups."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    @classmethod
+    def of(
+        cls, rank: int, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
+    ) -> Geometry:
+        """For a tensor of `rank` axes, of which the first two are not spatial; single numbers hold for all."""
+
+        def each(numbers: Sequence[int]) -> tuple[int, ...]:
+            return tuple(numbers) if len(numbers) == rank - 2 else tuple(numbers) * (rank - 2)
+
+        return cls(each(stride), each(padding), each(dilation), groups)
+
+
+@rule("aten::convolution")
+def _convolution(
+    low: Lowering,
+    pair: NodePair,
+    x: Value,
+    weight: Value,
+    bias: Value | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Value:
+    geometry = Geometry.of(x.rank, stride, padding, dilation, groups)
+    shape = pair.shape
+    if transposed:
+        return _transposed_convolution(low.graph, x, weight, bias, geometry, tuple(output_padding), shape)
+    return convolve(low.graph, x, weight, bias, geometry, shape)
+
+
+def convolve(
+    graph: GraphBuilder, x: Value, weight: Value, bias: Value | None, geometry: Geometry, shape: Shape
+) -> Value:
+    """Conv with symmetric padding."""
+    operands = (x, weight) if bias is None else (x, weight, bias)
+    return graph.op(
+        "Conv",
+        *operands,
+        shape=shape,
+        strides=geometry.stride,
+        pads=geometry.padding * 2,
+        dilations=geometry.dilation,
+        group=geometry.groups,
+        kernel_shape=_sizes(weight.shape[2:]),
+    )
+
+
+def _transposed_convolution(
+    graph: GraphBuilder,
+    x: Value,
+    weight: Value,
+    bias: Value | None,
+    geometry: Geometry,
+    output_padding: tuple[int, ...],
+    shape: Shape,
+) -> Value:
+    operands = (x, weight) if bias is None else (x, weight, bias)
+    return graph.op(
+        "ConvTranspose",
+        *operands,
+        shape=shape,
+        strides=geometry.stride,
+        pads=geometry.padding * 2,
+        dilations=geometry.dilation,
+        group=geometry.groups,
+        output_padding=output_padding,
+        kernel_shape=_sizes(weight.shape[2:]),
+    )
+
+
+@rule("aten::convolution_backward")
+def _convolution_backward(
+    low: Lowering,
+    pair: NodePair,
+    grad: Value,
+    x: Value,
+    weight: Value,
+    bias_sizes: object,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    mask: Sequence[bool],
+) -> tuple[Value | None, ...]:
+    del pair, bias_sizes, output_padding
+    graph = low.graph
+    geometry = Geometry.of(x.rank, stride, padding, dilation, groups)
+    need_input, need_weight, need_bias = mask
+    grad_input: Value | None = None
+    grad_weight: Value | None = None
+    if transposed:
+        if need_input:
+            grad_input = convolve(graph, grad, weight, None, geometry, x.shape)
+        if need_weight:  # the forward pass of one is the input gradient of the other: exchange their roles
+            grad_weight = weight_gradient(graph, grad, x, weight.shape, geometry)
+    else:
+        if need_input:
+            grad_input = input_gradient(graph, grad, weight, x.shape, geometry)
+        if need_weight:
+            grad_weight = weight_gradient(graph, x, grad, weight.shape, geometry)
+    axes = [axis for axis in range(grad.rank) if axis != 1]
+    grad_bias = graph.reduce("ReduceSum", grad, axes, keepdims=False) if need_bias else None
+    return grad_input, grad_weight, grad_bias
+
+
+def input_gradient(graph: GraphBuilder, grad: Value, weight: Value, shape: Shape, geometry: Geometry) -> Value:
+    """Derivative of a convolution by its input, which has `shape`."""
+    kernel = _sizes(weight.shape[2:])
+    spans = [d * (k - 1) for d, k in zip(geometry.dilation, kernel, strict=True)]
+    turned_padding = tuple(span - pad for span, pad in zip(spans, geometry.padding, strict=True))
+    if set(geometry.stride) == {1} and min(turned_padding) >= 0:
+        turned = _turn_around(graph, weight, geometry.groups)
+        return convolve(
+            graph,
+            grad,
+            turned,
+            None,
+            Geometry(geometry.stride, turned_padding, geometry.dilation, geometry.groups),
+            shape,
+        )
+    rest = tuple(
+        size - ((_size(out) - 1) * s - 2 * p + span + 1)
+        for size, out, s, p, span in zip(
+            _sizes(shape[2:]), grad.shape[2:], geometry.stride, geometry.padding, spans, strict=True
+        )
+    )
+    return _transposed_convolution(graph, grad, weight, None, geometry, rest, shape)
+
+
+def _turn_around(graph: GraphBuilder, weight: Value, groups: int) -> Value:
+    """Kernel (out, in/groups, *k) reversed along its spatial axes, as (in, out/groups, *k)."""
+    n_out, n_in, *kernel = _sizes(weight.shape)
+    spatial = list(range(weight.rank))[2:]
+    if n_in == 1 and groups == n_out:
+        return flip(graph, weight, spatial)
+    if groups == 1:
+        return flip(graph, graph.transpose(weight, [1, 0, *spatial]), spatial)
+    split = graph.reshape(weight, (groups, n_out // groups, n_in, *kernel))
+    swapped = graph.transpose(split, [0, 2, 1, *(axis + 1 for axis in spatial)])
+    return flip(graph, graph.reshape(swapped, (groups * n_in, n_out // groups, *kernel)), spatial)
+
+
+def weight_gradient(graph: GraphBuilder, x: Value, grad: Value, shape: Shape, geometry: Geometry) -> Value:
+    """Derivative of a convolution of `x` by its kernel, which has `shape` (out, in/groups, *k)."""
+    n_out, n_in, *kernel = _sizes(shape)
+    groups = geometry.groups
+    places = list(product(*(range(k) for k in kernel)))
+    shifted = _shifted_inputs(graph, x, grad.shape[2:], places, geometry)
+    if n_in == 1 and groups == n_out:
+        return _depthwise_weight_gradient(graph, shifted, grad, shape)
+    positions = n_elements((grad.shape[0], *grad.shape[2:]))
+    grad_rows = graph.reshape(_channels_first(graph, grad), (n_out, positions))
+    columns = [_channels_first(graph, part) for part in shifted]
+    joined = columns[0] if len(columns) == 1 else graph.op(
+        "Concat", *columns, shape=(len(places) * groups * n_in, *columns[0].shape[1:]), axis=0
+    )  # fmt: skip
+    if groups == 1:
+        matrix = graph.reshape(joined, (len(places) * n_in, positions))
+        result = gemm(graph, grad_rows, graph.transpose(matrix, [1, 0]))
+        result = graph.reshape(result, (n_out, len(places), n_in))
+        return graph.reshape(graph.transpose(result, [0, 2, 1]), shape)
+    split = graph.reshape(joined, (len(places), groups, n_in, positions))
+    by_group = graph.reshape(graph.transpose(split, [1, 0, 2, 3]), (groups, len(places) * n_in, positions))
+    rows = graph.reshape(grad_rows, (groups, n_out // groups, positions))
+    inner = graph.transpose(by_group, [0, 2, 1])
+    result = graph.op("MatMul", rows, inner, shape=(groups, n_out // groups, len(places) * n_in))
+    result = graph.reshape(result, (n_out, len(places), n_in))
+    return graph.reshape(graph.transpose(result, [0, 2, 1]), shape)
+
+
+def _depthwise_weight_gradient(graph: GraphBuilder, shifted: Sequence[Value], grad: Value, shape: Shape) -> Value:
+    """One channel at a time there is no matrix product: multiply and sum for each place of the kernel."""
+    axes = [axis for axis in range(grad.rank) if axis != 1]
+    sums = [graph.reduce("ReduceSum", graph.pointwise("Mul", part, grad), axes, keepdims=False) for part in shifted]
+    columns = [graph.reshape(total, (shape[0], 1)) for total in sums]
+    joined = columns[0] if len(columns) == 1 else graph.op("Concat", *columns, shape=(shape[0], len(columns)), axis=1)
+    return graph.reshape(joined, shape)
+
+
+def _shifted_inputs(
+    graph: GraphBuilder, x: Value, positions: Shape, places: Sequence[tuple[int, ...]], geometry: Geometry
+) -> list[Value]:
+    """For each place of the kernel, the input entries that it meets: (n_batch, channels, *positions)."""
+    before: list[Dim] = [0, 0, *geometry.padding]
+    padded = pad_zero(graph, x, before, before)
+    axes = list(range(2, x.rank))
+    return [
+        graph.slice(
+            padded, axes, [p * d for p, d in zip(place, geometry.dilation, strict=True)], positions, geometry.stride
+        )
+        for place in places
+    ]
+
+
+def _channels_first(graph: GraphBuilder, x: Value) -> Value:
+    return graph.transpose(x, [1, 0, *range(2, x.rank)])
+
+
+def _size(dim: Dim) -> int:
+    if isinstance(dim, Affine):
+        raise ModelError("a convolution over the batch axis cannot be compiled")
+    return dim
+
+
+def _sizes(shape: Shape) -> tuple[int, ...]:
+    return tuple(_size(dim) for dim in shape)
