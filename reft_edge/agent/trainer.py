@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime as ort
 
 from reft_edge.bundle.bundle import Bundle, check_tensors
-from reft_edge.bundle.inference import Predictor, first_line, open_session
+from reft_edge.bundle.inference import ORT_ERRORS, Predictor, first_line, open_session
 from reft_edge.bundle.manifest import CrossEntropy, Manifest
 from reft_edge.errors import BundleError, DataError, ResourceError
 
@@ -141,7 +141,7 @@ class Trainer:
             raise ResourceError(
                 f"not enough memory for a batch of {len(samples)}; use a smaller batch or model"
             ) from exc
-        except RuntimeError as exc:
+        except ORT_ERRORS as exc:
             raise _failure(exc, len(samples)) from exc
         for name in self._updated:
             self._state[name], self._spare[name] = self._spare[name], self._state[name]
@@ -232,7 +232,7 @@ def _dtype(value: ort.OrtValue) -> type[np.generic]:
     return names[value.data_type()]
 
 
-def _failure(error: RuntimeError, n_samples: int) -> ResourceError | BundleError:
+def _failure(error: Exception, n_samples: int) -> ResourceError | BundleError:
     text = first_line(error)
     if "alloc" in text.lower() or "memory" in text.lower():
         return ResourceError(f"not enough memory for a batch of {n_samples}; use a smaller batch or model ({text})")

@@ -10,12 +10,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state
 
 from reft_edge.bundle.bundle import graph_bytes
 from reft_edge.errors import BundleError, DataError, ResourceError
 
 if TYPE_CHECKING:
     from reft_edge.types import Array, Tensors
+
+ORT_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    *(
+        kind
+        for kind in vars(onnxruntime_pybind11_state).values()
+        if isinstance(kind, type) and issubclass(kind, Exception)
+    ),
+)
+"""What onnxruntime raises: `Fail`, `InvalidArgument` and others, which have no base of their own but `Exception`;
+its Python layer raises `ValueError` for unknown inputs."""
 
 INPUTS = "inputs"
 OUTPUTS = "outputs"
@@ -40,7 +53,7 @@ def open_session(graph: bytes, *, threads: int, optimize: bool = True) -> ort.In
         return ort.InferenceSession(graph_bytes(graph), options, providers=["CPUExecutionProvider"])
     except MemoryError as exc:
         raise ResourceError("not enough memory to load the graph; use a smaller variant") from exc
-    except RuntimeError as exc:  # base of every pybind11 error of onnxruntime
+    except ORT_ERRORS as exc:
         raise BundleError(f"onnxruntime refuses the graph: {first_line(exc)}") from exc
 
 
@@ -77,7 +90,7 @@ class Predictor:
                 (outputs,) = self._session.run([OUTPUTS], {**feeds, INPUTS: batch})
             except MemoryError as exc:
                 raise ResourceError(f"not enough memory to predict {len(batch)} samples at once") from exc
-            except (RuntimeError, ValueError) as exc:
+            except ORT_ERRORS as exc:
                 raise DataError(
                     f"the model does not take inputs {batch.shape} {batch.dtype}: {first_line(exc)}"
                 ) from exc

@@ -23,7 +23,7 @@ import onnx
 import onnxruntime as ort
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-from reft_edge.bundle.inference import INPUTS, OUTPUTS, first_line
+from reft_edge.bundle.inference import INPUTS, ORT_ERRORS, OUTPUTS, first_line
 from reft_edge.compile import export_onnx
 from reft_edge.coordinator.evaluation import Metrics, measure
 from reft_edge.data.dataset import scale
@@ -39,16 +39,15 @@ MAX_CALIBRATION_SAMPLES = 512
 
 BATCH = 64
 
-QUANTIZER_ERRORS = (
+QUANTIZER_ERRORS: tuple[type[Exception], ...] = (
     onnx.checker.ValidationError,
     onnx.shape_inference.InferenceError,
     ArithmeticError,
     AssertionError,
     AttributeError,
     LookupError,
-    RuntimeError,
+    *ORT_ERRORS,
     TypeError,
-    ValueError,
 )
 """What onnxruntime's quantizer raises for models it does not know: it checks little, so it is mostly Python's own."""
 
@@ -132,7 +131,7 @@ def run_file(path: Path, inputs: Array) -> Iterator[Array]:
         for start in range(0, len(inputs), BATCH):
             (outputs,) = session.run([OUTPUTS], {INPUTS: np.ascontiguousarray(scale(inputs[start : start + BATCH]))})
             yield outputs
-    except (RuntimeError, ValueError) as exc:
+    except ORT_ERRORS as exc:
         raise ModelError(f"onnxruntime cannot run {path.name}: {first_line(exc)}") from exc
 
 

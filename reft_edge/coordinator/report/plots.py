@@ -59,7 +59,7 @@ def metric_by_round(report: RunReport) -> str:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if report.metric == "accuracy":
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-    axes.legend(loc="best")
+    _legend(axes, loc="best")
     return _svg(figure, "metric", f"{report.metric} by round")
 
 
@@ -95,8 +95,7 @@ def time_by_device(report: RunReport) -> str:
     axes.set_ylim(0, largest)
     axes.set_xlabel("predicted seconds")
     axes.set_ylabel("measured seconds")
-    if report.devices:
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    _legend(axes, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return _svg(figure, "time", "predicted and measured time")
 
 
@@ -146,7 +145,13 @@ def _grouped(axes: Axes, devices: Sequence[DeviceFigures], series: Sequence[tupl
         axes.barh(places, values, height=thickness * 0.9, color=colour, label=label)
     axes.set_yticks(range(len(devices)), [one.device for one in devices])
     axes.invert_yaxis()
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(series))
+    _legend(axes, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(series))
+
+
+def _legend(axes: Axes, **options: Any) -> None:
+    """A legend, unless there is nothing to explain: a run without rounds has empty plots."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(**options)
 
 
 def _height(report: RunReport) -> float:
