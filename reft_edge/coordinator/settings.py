@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from reft_edge.bundle.manifest import SGD, CrossEntropy, Loss, MeanSquaredError, Optimizer
 from reft_edge.config import load_settings
-from reft_edge.coordinator.distillation import DistillationSettings
+from reft_edge.coordinator.distillation_settings import DistillationSettings
 from reft_edge.coordinator.rounds import RoundRules
 from reft_edge.data.settings import DataSettings
 from reft_edge.errors import ConfigError

@@ -176,6 +176,19 @@ class Store:
         table = tables.assignments
         return self._read(select(table).where(*_is(table, key)).order_by(table.c.device), AssignmentRecord)
 
+    def history(self, run: str) -> list[AssignmentRecord]:
+        """Every assignment of a run, oldest round first."""
+        table = tables.assignments
+        query = select(table).where(table.c.run == run)
+        return self._read(query.order_by(table.c.number, table.c.attempt, table.c.device), AssignmentRecord)
+
+    def task_owner(self, task: str) -> tuple[str, int] | None:
+        """Device and round number of a task, of any run; None for a task that nobody knows."""
+        table = tables.assignments
+        with self._transaction() as connection:
+            row = connection.execute(select(table.c.device, table.c.number).where(table.c.task == task)).one_or_none()
+            return None if row is None else (str(row[0]), int(row[1]))
+
     def load_round(self, record: RoundRecord, rules: RoundRules) -> Round:
         """The state machine's value as it was saved last."""
         return Round(

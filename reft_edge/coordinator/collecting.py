@@ -1,0 +1,322 @@
+"""Reports and updates of devices, turned into the round's state, in the right order with the store.
+
+`Collector` handles everything the network thread hands over, also between rounds and while no round is open. It decides
+an update's fate: recorded as offered before it is pulled, checked when it has arrived, counted once, or
+recorded as late, rejected or duplicate. It does not wait: the server calls it with events and with the time.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, assert_never
+
+import msgspec
+
+from reft_edge.coordinator import events, rounds
+from reft_edge.coordinator.contributions import Contribution, check_update
+from reft_edge.coordinator.network import Arrived, FromDevice, NotArrived
+from reft_edge.coordinator.records import (
+    AssignmentRecord,
+    DeviceRecord,
+    RoundKey,
+    UpdateRecord,
+    UpdateState,
+)
+from reft_edge.errors import BundleError
+from reft_edge.wire.messages import (
+    Accepted,
+    Done,
+    Failed,
+    ProfileAnnouncement,
+    Progress,
+    Refused,
+    Report,
+    Status,
+)
+
+if TYPE_CHECKING:
+    from reft_edge.coordinator.catalogue import CompiledVariant
+    from reft_edge.coordinator.fleet import Fleet
+    from reft_edge.coordinator.network import Network
+    from reft_edge.coordinator.store import Store
+    from reft_edge.wire.blobs import BlobStore
+
+_log = logging.getLogger(__name__)
+
+_FATES: dict[rounds.Verdict, UpdateState] = {
+    rounds.Verdict.COUNTED: "received",
+    rounds.Verdict.DUPLICATE: "duplicate",
+    rounds.Verdict.LATE: "late",
+    rounds.Verdict.UNEXPECTED: "rejected",
+}
+
+
+@dataclass(kw_only=True)
+class OpenRound:
+    """The round that is worked on. `state` is replaced with every event; the rest is fixed when it is planned."""
+
+    key: RoundKey
+    state: rounds.Round
+    assignments: dict[str, AssignmentRecord]
+    """By device."""
+    variants: dict[str, CompiledVariant]
+    """By name, those in use."""
+
+    def has_task(self, device: str, task: str) -> bool:
+        """Whether `task` is the device's task in this round."""
+        return device in self.assignments and self.assignments[device].task == task
+
+    def contribution(self, record: UpdateRecord) -> Contribution:
+        """What a device's update changes. The round has been published."""
+        assignment = self.assignments[record.device]
+        if assignment.weights is None:
+            raise ValueError(f"assignment {assignment.task!r} has not been published")
+        return Contribution(
+            device=record.device,
+            variant=self.variants[assignment.variant],
+            weights=assignment.weights,
+            update=record.manifest,
+        )
+
+
+class Collector:
+    """Feeds the store, the fleet and the open round. `round` is set by the server."""
+
+    def __init__(
+        self, *, store: Store, blobs: BlobStore, network: Network, fleet: Fleet, listener: events.Listener
+    ) -> None:
+        self.round: OpenRound | None = None
+        self._store = store
+        self._blobs = blobs
+        self._network = network
+        self._fleet = fleet
+        self._listener = listener
+
+    def handle(self, event: FromDevice | Arrived | NotArrived, now: float) -> None:
+        """`now` is Unix time."""
+        match event:
+            case FromDevice(device=device, message=Status() as status):
+                if self._fleet.hear_status(device, status):
+                    self._tell_device(device)
+            case FromDevice(device=device, message=ProfileAnnouncement() as announcement):
+                if self._fleet.hear_profile(device, announcement):
+                    self._store.save_device(DeviceRecord(device=device, announcement=announcement, seen_at=now))
+                    self._tell_device(device)
+            case FromDevice(device=device, message=Accepted() | Refused() | Failed() | Progress() | Done() as report):
+                self._hear_report(device, report, now)
+            case Arrived(device=device, sha256=sha256):
+                self._arrived(device, sha256, now)
+            case NotArrived(device=device, sha256=sha256, reason=reason):
+                self._not_arrived(device, sha256, reason, now)
+            case _:
+                raise TypeError(f"unexpected event {event!r}")
+
+    def tick(self, now: float) -> None:
+        """Let the clock act on the open round."""
+        if self.round is not None:
+            self._advance(self.round, rounds.Tick(now=now))
+
+    def resume(self, now: float) -> None:
+        """Go on with a round that was collecting when the process before this one ended."""
+        current = self._open()
+        self._advance(current, rounds.Resumed(now=now))
+        for record in self._store.updates(current.key.run, state="offered"):
+            if not current.has_task(record.device, record.task):
+                continue
+            if self._blobs.has(record.manifest.blob.sha256):
+                self._network.acknowledge(record.device, record.manifest.blob.sha256)
+                self._arrived(record.device, record.manifest.blob.sha256, now)
+            else:
+                self._network.pull(record.device, record.manifest.blob)
+
+    def close(self, now: float) -> list[Contribution]:
+        """The updates that count, when collecting has ended. Those still on their way are late."""
+        current = self._open()
+        contributions: list[Contribution] = []
+        for device, part in current.state.devices.items():
+            if part.update is None:
+                continue
+            record = self._store.update(current.assignments[device].task, part.update)
+            if record is None:
+                continue
+            if part.standing is rounds.Standing.UPDATED:
+                contributions.append(current.contribution(record))
+            elif part.standing is rounds.Standing.OFFERED and record.state == "offered":
+                self._settle_update(record, "late", "it was still on its way when the round ended", now)
+                self._network.give_up(device, part.update)
+        return contributions
+
+    # Reports.
+
+    def _hear_report(self, device: str, report: Report, now: float) -> None:
+        current = self.round
+        if current is None or not current.has_task(device, report.task):
+            if isinstance(report, Done):
+                self._hear_of_the_past(device, report, now)
+            return
+        match report:
+            case Accepted():
+                self._tell_progress(current, device, "accepted")
+                self._advance(current, rounds.Accepted(device=device, now=now))
+            case Refused(reason=reason):
+                self._tell_progress(current, device, "refused", reason)
+                self._advance(current, rounds.Refused(device=device, now=now, reason=reason))
+            case Failed(kind=kind, reason=reason):
+                text = f"{kind}: {reason}"
+                self._tell_progress(current, device, "failed", text)
+                self._advance(current, rounds.Failed(device=device, now=now, reason=text), failures={device: kind})
+            case Progress():
+                self._listener(
+                    events.DeviceProgress(
+                        round=current.key.number,
+                        device=device,
+                        state=report.state,
+                        steps_done=report.steps_done,
+                        steps_total=report.steps_total,
+                        loss=report.loss,
+                    )
+                )
+            case Done():
+                self._offered(current, device, report, now)
+            case _:
+                assert_never(report)
+
+    def _hear_of_the_past(self, device: str, report: Done, now: float) -> None:
+        """An update for a round that is over, or of a run that nobody knows: say that it may be forgotten."""
+        sha256 = report.update.blob.sha256
+        self._network.acknowledge(device, sha256)
+        owner = self._store.task_owner(report.task)
+        if owner is None or owner[0] != device or self._store.update(report.task, sha256) is not None:
+            return
+        record = self._record(device, report, round_number=owner[1], now=now)
+        self._settle_update(record, "late", "its round is over", now)
+
+    def _offered(self, current: OpenRound, device: str, report: Done, now: float) -> None:
+        sha256 = report.update.blob.sha256
+        before = current.state.devices[device]
+        if before.update == sha256 and before.standing is rounds.Standing.OFFERED:
+            self._network.pull(device, report.update.blob)  # said again; a pull that runs is left alone
+            return
+        if before.update == sha256:  # counted or rejected: it was pulled, but the receipt did not arrive
+            self._network.acknowledge(device, sha256)
+            return
+        record = self._record(device, report, round_number=current.key.number, now=now)
+        verdict = self._advance(current, rounds.Offered(device=device, now=now, sha256=sha256), update=record)
+        if verdict is not None:
+            self._settle_update(record, _FATES[verdict], "", now)
+            self._network.acknowledge(device, sha256)
+            return
+        if before.update is not None:
+            self._network.give_up(device, before.update)
+        self._tell_progress(current, device, "uploading")
+        self._network.pull(device, report.update.blob)
+
+    # Updates.
+
+    def _arrived(self, device: str, sha256: str, now: float) -> None:
+        current = self.round
+        if current is None or device not in current.assignments:
+            return
+        record = self._store.update(current.assignments[device].task, sha256)
+        if record is None or record.state != "offered":
+            return
+        try:
+            check_update(current.contribution(record), self._blobs)
+        except BundleError as exc:
+            event: rounds.Event = rounds.Rejected(device=device, now=now, sha256=sha256, reason=str(exc))
+            fate, reason = self._with_state(record, "rejected", str(exc), now), str(exc)
+        else:
+            event = rounds.Received(device=device, now=now, sha256=sha256)
+            fate, reason = self._with_state(record, "received", "", now), ""
+        verdict = self._advance(current, event, update=fate)
+        if verdict in (rounds.Verdict.COUNTED, None):
+            self._tell_update(fate)
+        else:
+            self._settle_update(record, _FATES[verdict], reason, now)
+
+    def _not_arrived(self, device: str, sha256: str, reason: str, now: float) -> None:
+        current = self.round
+        if current is None or current.state.devices.get(device, rounds.Participant()).update != sha256:
+            return
+        _log.warning("%s: update %s cannot be had: %s", device, sha256[:12], reason)
+        self._advance(current, rounds.Lost(device=device, now=now))
+
+    def _record(self, device: str, report: Done, *, round_number: int, now: float) -> UpdateRecord:
+        return UpdateRecord(
+            task=report.task,
+            device=device,
+            round=round_number,
+            manifest=report.update,
+            measured=report.measured,
+            state="offered",
+            at=now,
+        )
+
+    def _with_state(self, record: UpdateRecord, state: UpdateState, reason: str, now: float) -> UpdateRecord:
+        return msgspec.structs.replace(record, state=state, reason=reason, at=now)
+
+    def _settle_update(self, record: UpdateRecord, state: UpdateState, reason: str, now: float) -> None:
+        settled = self._with_state(record, state, reason, now)
+        self._store.save_update(settled)
+        self._tell_update(settled)
+
+    # The round.
+
+    def _advance(
+        self,
+        current: OpenRound,
+        event: rounds.Event,
+        *,
+        update: UpdateRecord | None = None,
+        failures: dict[str, str] | None = None,
+    ) -> rounds.Verdict | None:
+        """Apply an event and save what it changed, `update` too if the event took effect, in one transaction."""
+        state, verdict = rounds.advance(current.state, event)
+        took_effect = verdict in (None, rounds.Verdict.COUNTED)
+        if state != current.state or (update is not None and took_effect):
+            records = [update] if update is not None and took_effect else []
+            self._store.save_round(current.key, state, updates=records, failures=failures)
+        current.state = state
+        return verdict
+
+    def _open(self) -> OpenRound:
+        if self.round is None:
+            raise ValueError("no round is open")
+        return self.round
+
+    # Telling.
+
+    def _tell_device(self, device: str) -> None:
+        known = self._fleet[device]
+        announcement = known.announcement
+        self._listener(
+            events.DeviceSeen(
+                device=device,
+                online=known.online,
+                state=known.state,
+                profile=announcement.profile.name if announcement else "",
+                training_samples=announcement.training_samples if announcement else 0,
+            )
+        )
+
+    def _tell_progress(self, current: OpenRound, device: str, state: str, reason: str = "") -> None:
+        self._listener(events.DeviceProgress(round=current.key.number, device=device, state=state, reason=reason))
+
+    def _tell_update(self, record: UpdateRecord) -> None:
+        manifest = record.manifest
+        self._listener(
+            events.UpdateSeen(
+                round=record.round,
+                device=record.device,
+                state=record.state,
+                reason=record.reason,
+                up_bytes=manifest.blob.size_bytes,
+                training_samples=manifest.training_samples,
+                loss_first=manifest.loss_first,
+                loss_last=manifest.loss_last,
+                holdout_metric_before=manifest.holdout_metric_before,
+                holdout_metric_after=manifest.holdout_metric_after,
+                measured=record.measured,
+            )
+        )

@@ -1,0 +1,304 @@
+"""One round from its plan to its end: does what each phase asks for, and saves before it goes on.
+
+Each phase is a method that needs nothing but what the store and the blobs hold, so a round is resumed by entering the
+phase it was in. Between the heavy steps, and all the time while collecting, messages of devices are handled.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from reft_edge.coordinator import events, rounds
+from reft_edge.coordinator.collecting import Collector, OpenRound
+from reft_edge.coordinator.learning import Learner, metric_records
+from reft_edge.coordinator.network import Broken, LinkDown, LinkUp, Network
+from reft_edge.coordinator.publishing import blobs_of, broadcast_blobs, make_task, publish_weights
+from reft_edge.coordinator.records import AssignmentRecord, MetricRecord
+from reft_edge.coordinator.rounds import Phase
+from reft_edge.wire.blocks import count_blocks
+
+if TYPE_CHECKING:
+    from reft_edge.bundle.manifest import BlobRef
+    from reft_edge.coordinator.catalogue import Catalogue
+    from reft_edge.coordinator.evaluation import Metrics
+    from reft_edge.coordinator.settings import FederationSettings
+    from reft_edge.coordinator.store import Store
+    from reft_edge.wire.blobs import BlobStore
+
+_log = logging.getLogger(__name__)
+
+KEPT_EPOCH = "kept_epoch"
+"""Name of the stored metric: which epoch of distilling the round's weights are from; 0 is the merged model."""
+
+MAX_WAIT_S = 1.0
+"""How long at most to wait for a message before the clock is looked at again."""
+
+
+class Conductor:
+    """Plays rounds. One for each run and process; everything it is given it shares with the server."""
+
+    def __init__(
+        self,
+        *,
+        settings: FederationSettings,
+        run: str,
+        store: Store,
+        blobs: BlobStore,
+        catalogue: Catalogue,
+        learner: Learner,
+        network: Network,
+        collector: Collector,
+        listener: events.Listener,
+        clock: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._run = run
+        self._store = store
+        self._blobs = blobs
+        self._catalogue = catalogue
+        self._learner = learner
+        self._network = network
+        self._collector = collector
+        self._listener = listener
+        self._clock = clock
+        self._steps: dict[Phase, Callable[[OpenRound], None]] = {
+            Phase.PLANNED: self._publish,
+            Phase.PUBLISHED: self._send,
+            Phase.COLLECTING: self._collect,
+            Phase.MERGING: self._merge,
+            Phase.DISTILLING: self._distil,
+            Phase.EVALUATING: self._evaluate,
+        }
+
+    def play(self, current: OpenRound, weights: BlobRef, *, resumed: bool) -> Phase:
+        """Bring a round to its end, from whatever phase it is in; returns `CLOSED` or `FAILED`.
+
+        `weights`: the global tensors that the round started with.
+        """
+        self._weights = weights
+        self._collector.round = current
+        self._serve(current)
+        if resumed and current.state.phase is Phase.COLLECTING:
+            self._tell_started(current, resumed=True)
+            self._collector.resume(self._clock())
+        while (step := self._steps.get(current.state.phase)) is not None:
+            step(current)
+            self.drain()
+        self._collector.round = None
+        self._network.broadcast([])
+        for device in current.assignments:
+            self._network.clear_task(device)
+        return current.state.phase
+
+    def drain(self) -> None:
+        """Handle what has come in."""
+        while self.listen(timeout_s=0.0):
+            pass
+
+    def listen(self, *, timeout_s: float) -> bool:
+        """Wait for one event of the network and handle it; False when none came. Raises what broke the network."""
+        try:
+            event = self._network.inbox.get(timeout=timeout_s) if timeout_s > 0 else self._network.inbox.get_nowait()
+        except queue.Empty:
+            return False
+        match event:
+            case Broken(error=error):
+                raise error
+            case LinkUp(session_present=present):
+                _log.info("connected to the broker")
+                if not present:
+                    self._publish_again()
+            case LinkDown(reason=reason):
+                _log.warning("%s; trying again", reason)
+            case _:
+                self._collector.handle(event, self._clock())
+        return True
+
+    # Phases.
+
+    def _publish(self, current: OpenRound) -> None:
+        """Put this round's weights into the blob store."""
+        published = publish_weights(
+            list(current.assignments.values()),
+            current.variants,
+            self._learner.read(self._weights),
+            codec=self._settings.training.weights_codec,
+            blobs=self._blobs,
+        )
+        self._store.save_assignments(published)
+        current.assignments = {assignment.device: assignment for assignment in published}
+        self._advance(current, rounds.Published())
+
+    def _send(self, current: OpenRound) -> None:
+        """Start the clock and give out the tasks. A kill in between is no harm: collecting sends them again."""
+        self._serve(current)
+        self._advance(current, rounds.Opened(now=self._clock()))
+        self._tell_started(current, resumed=False)
+
+    def _collect(self, current: OpenRound) -> None:
+        """Send the tasks, then listen until the state machine says that collecting has ended."""
+        self._send_tasks(current)
+        deadline = current.state.deadline
+        while current.state.phase is Phase.COLLECTING:
+            due = current.state.next_deadline
+            wait_s = MAX_WAIT_S if due is None else min(MAX_WAIT_S, max(0.0, due - self._clock()))
+            self.listen(timeout_s=wait_s)
+            self._collector.tick(self._clock())
+            if current.state.deadline != deadline and current.state.phase is Phase.COLLECTING:
+                deadline = current.state.deadline
+                _log.warning("round %d: no quorum yet; the deadline is extended", current.key.number)
+                self._send_tasks(current)
+
+    def _merge(self, current: OpenRound) -> None:
+        contributions = self._collector.close(self._clock())
+        outcome = self._learner.merge(self._weights, contributions)
+        number = current.key.number
+        metrics = metric_records(outcome.measured, round_number=number)
+        state = rounds.advance(current.state, rounds.Merged()).round
+        self._store.save_round(current.key, state, merged=outcome.weights, metrics=metrics)
+        current.state = state
+        measured = dict(outcome.measured)
+        mean, final = measured.get("merged"), measured.get("batch_norm", measured.get("merged"))
+        self._listener(
+            events.RoundMerged(
+                round=number,
+                updates=len(contributions),
+                accuracy_before_batch_norm=mean.accuracy if mean else None,
+                **_values(final),
+            )
+        )
+
+    def _distil(self, current: OpenRound) -> None:
+        record = next(record for record in self._store.rounds(self._run) if record.key == current.key)
+        if record.merged is None:
+            raise ValueError(f"round {current.key!r} is distilling without merged weights")
+        contributions = self._collector.close(self._clock())
+        outcome = self._learner.distil(
+            record.merged, contributions, round_number=current.key.number, listener=self._listener
+        )
+        state = rounds.advance(current.state, rounds.Distilled()).round
+        metrics = []
+        if outcome.kept_epoch is not None:
+            value = float(outcome.kept_epoch)
+            metrics = [MetricRecord(round=current.key.number, stage="distilled", name=KEPT_EPOCH, value=value)]
+        self._store.save_round(current.key, state, distilled=outcome.weights, metrics=metrics)
+        current.state = state
+
+    def _evaluate(self, current: OpenRound) -> None:
+        record = next(record for record in self._store.rounds(self._run) if record.key == current.key)
+        if record.distilled is None:
+            raise ValueError(f"round {current.key!r} is evaluating without weights")
+        self._learner.load(record.distilled)
+        measured = self._learner.evaluate("distilled")
+        now = self._clock()
+        number = current.key.number
+        state = rounds.advance(current.state, rounds.Evaluated()).round
+        self._store.save_round(current.key, state, metrics=metric_records(measured, round_number=number), closed_at=now)
+        current.state = state
+        values = _values(measured[-1][1] if measured else None)
+        kept = self._kept_epoch(number)
+        if kept is not None:
+            teachers = len(state.counted)
+            self._listener(events.RoundDistilled(round=number, teachers=teachers, kept_epoch=kept, **values))
+        self._listener(
+            events.RoundClosed(
+                round=number,
+                seconds=now - record.started_at,
+                counted=len(state.counted),
+                asked=len(state.devices),
+                traffic=self._traffic(current),
+                accuracy=values["accuracy"],
+                mse=values["mse"],
+            )
+        )
+        self._blobs.sweep(self._catalogue.blobs | {record.distilled.sha256})
+
+    # Sending.
+
+    def _serve(self, current: OpenRound) -> None:
+        """Let each device fetch the blobs of its task, and lay at the broker what several need."""
+        for device, assignment in current.assignments.items():
+            refs = blobs_of(assignment, current.variants[assignment.variant])
+            self._network.serve(device, (ref.sha256 for ref in refs))
+        self._network.broadcast(broadcast_blobs(list(current.assignments.values()), current.variants))
+
+    def _send_tasks(self, current: OpenRound) -> None:
+        deadline = current.state.deadline
+        if deadline is None:
+            raise ValueError("tasks are sent when the deadline is known")
+        for device, assignment in current.assignments.items():
+            task = make_task(assignment, current.key, deadline=deadline, classes=self._settings.model.classes)
+            self._network.send_task(device, task, expires_s=max(1.0, deadline - self._clock()))
+
+    def _publish_again(self) -> None:
+        """The broker may have lost what was retained."""
+        self._network.seed_again()
+        current = self._collector.round
+        if current is not None and current.state.phase is Phase.COLLECTING:
+            self._send_tasks(current)
+
+    # Saving and telling.
+
+    def _advance(self, current: OpenRound, event: rounds.Event) -> None:
+        state = rounds.advance(current.state, event).round
+        self._store.save_round(current.key, state)
+        current.state = state
+
+    def _kept_epoch(self, number: int) -> int | None:
+        """The epoch that distilling kept in a round; None when nothing was distilled."""
+        metrics = self._store.metrics(self._run)
+        kept = [
+            item.value for item in metrics if (item.round, item.stage, item.name) == (number, "distilled", KEPT_EPOCH)
+        ]
+        return int(kept[0]) if kept else None
+
+    def _tell_started(self, current: OpenRound, *, resumed: bool) -> None:
+        self._listener(
+            events.RoundStarted(
+                round=current.key.number,
+                attempt=current.key.attempt,
+                devices=sorted(current.assignments),
+                deadline=current.state.deadline or 0.0,
+                resumed=resumed,
+            )
+        )
+
+    def _traffic(self, current: OpenRound) -> list[events.DeviceBytes]:
+        """Bytes of blobs that each device fetched and sent; graphs travel once in a run."""
+        tasks = {assignment.task for assignment in current.assignments.values()}
+        before = [item for item in self._store.history(self._run) if item.task not in tasks]
+        known = {(item.device, item.variant) for item in before if item.update is not None}
+        sizes = {
+            (record.device, record.manifest.blob.sha256): record.manifest.blob.size_bytes
+            for record in self._store.updates(self._run)
+        }
+        traffic = []
+        for device, assignment in sorted(current.assignments.items()):
+            refs = blobs_of(assignment, current.variants[assignment.variant])
+            if (device, assignment.variant) in known:
+                refs = refs[-1:]
+            update = current.state.devices[device].update
+            traffic.append(
+                events.DeviceBytes(
+                    device=device,
+                    down_bytes=sum(ref.size_bytes for ref in refs),
+                    up_bytes=sizes.get((device, update or ""), 0),
+                    full_model_bytes=self._learner.n_bytes,
+                )
+            )
+        return traffic
+
+
+def clear_leftovers(network: Network, assignments: list[AssignmentRecord], variants: Catalogue) -> None:
+    """Clear broadcast blobs that a process before this one may have left at the broker for a round that is over."""
+    for ref in broadcast_blobs(assignments, {item.variant: variants.named(item.variant) for item in assignments}):
+        network.clear_broadcast(ref.sha256, count_blocks(ref.size_bytes))
+
+
+def _values(metrics: Metrics | None) -> dict[str, float | None]:
+    if metrics is None:
+        return {"accuracy": None, "loss": None, "mse": None}
+    return {"accuracy": metrics.accuracy, "loss": metrics.loss, "mse": metrics.mse}

@@ -1,0 +1,87 @@
+"""What the coordinator knows about its devices: who is there, what they can do, how predictions turned out.
+
+Pure: fed with decoded messages and with records of the store, asked for value objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from reft_edge.coordinator.records import AssignmentRecord, DeviceRecord, UpdateRecord
+from reft_edge.wire.messages import ProfileAnnouncement, Status
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True):
+    """One device as it is known now."""
+
+    device: str
+    online: bool = False
+    state: str = "offline"
+    announcement: ProfileAnnouncement | None = None
+    """The last one, perhaps from before this process."""
+
+
+class Fleet:
+    """All devices that were ever heard of."""
+
+    def __init__(self, known: Iterable[DeviceRecord] = ()) -> None:
+        self._devices = {
+            record.device: Device(device=record.device, announcement=record.announcement) for record in known
+        }
+
+    def __getitem__(self, device: str) -> Device:
+        return self._devices.get(device, Device(device=device))
+
+    def hear_status(self, device: str, status: Status) -> bool:
+        """Returns whether the device came or went."""
+        before = self[device]
+        state = status.state if status.online else "offline"
+        self._devices[device] = msgspec.structs.replace(before, online=status.online, state=state)
+        return before.online != status.online
+
+    def hear_profile(self, device: str, announcement: ProfileAnnouncement) -> bool:
+        """Returns whether it says something new."""
+        before = self[device]
+        self._devices[device] = msgspec.structs.replace(before, announcement=announcement)
+        return before.announcement != announcement
+
+    def ready(self) -> list[Device]:
+        """Devices that are online and have told what they can do, by name."""
+        return [device for _, device in sorted(self._devices.items()) if device.online and device.announcement]
+
+
+def unfit_reason(
+    announcement: ProfileAnnouncement, *, input_shape: Sequence[int], n_outputs: int, classification: bool
+) -> str:
+    """Why a device's data cannot train this model; empty when it can."""
+    if announcement.training_samples < 1:
+        return "it has no training samples"
+    if announcement.input_shape and tuple(announcement.input_shape) != tuple(input_shape):
+        return f"its samples have shape {announcement.input_shape}, the model takes {tuple(input_shape)}"
+    if classification and announcement.n_classes is not None and announcement.n_classes > n_outputs:
+        return f"its data have {announcement.n_classes} classes, the model has {n_outputs} outputs"
+    return ""
+
+
+def too_large(assignments: Iterable[AssignmentRecord]) -> dict[str, float]:
+    """Device -> the smallest model that ran out of memory there, as a pruning ratio (the largest that failed)."""
+    failed: dict[str, float] = {}
+    for assignment in assignments:
+        if assignment.failure == "out_of_memory":
+            failed[assignment.device] = max(assignment.ratio, failed.get(assignment.device, 0.0))
+    return failed
+
+
+def training_times(
+    assignments: Iterable[AssignmentRecord], updates: Iterable[UpdateRecord]
+) -> dict[str, list[tuple[float, float]]]:
+    """Device -> (predicted from the profile alone, measured) seconds of training in its past rounds, oldest first."""
+    predicted = {assignment.task: assignment.prediction.uncorrected_training_s for assignment in assignments}
+    times: dict[str, list[tuple[float, float]]] = {}
+    for update in updates:
+        expected = predicted.get(update.task, 0.0)
+        if expected > 0 and update.measured.training_s > 0:
+            times.setdefault(update.device, []).append((expected, update.measured.training_s))
+    return times

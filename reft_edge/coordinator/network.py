@@ -1,0 +1,318 @@
+"""The coordinator's network thread: messages in, tasks out, blocks both ways, whatever the main thread computes.
+
+Devices ask for blocks while a merge or a distillation takes minutes, so serving them must not wait for it. This thread
+owns the link to the broker, one `Courier` a device, and the `Broadcaster`. It decodes what arrives, drops what breaks
+the protocol, and hands the rest to the main thread through a queue. It decides nothing about rounds and never touches
+the database.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from reft_edge.bundle.manifest import BlobRef
+from reft_edge.errors import BundleError, RemoteProtocolError
+from reft_edge.wire import mqtt, topics
+from reft_edge.wire.blobs import BlobStore
+from reft_edge.wire.broadcast import Broadcaster
+from reft_edge.wire.endpoint import BrokerSettings
+from reft_edge.wire.messages import (
+    Close,
+    ProfileAnnouncement,
+    Report,
+    Status,
+    Task,
+    decode_profile,
+    decode_report,
+    decode_status,
+    encode,
+)
+from reft_edge.wire.transfer import Courier, Delivered, Fetched, Lost, PullLimiter, TransferEvent
+
+MAX_DEVICES = 100_000
+"""Device ids come from topics; beyond this many somebody invents them."""
+
+MAX_BROADCAST_QUEUE_BYTES = 2**20
+"""Blocks are seeded while less than this waits to be sent, so that control messages do not wait behind them."""
+
+_BROADCAST_STEP = 8
+_SEED_POLL_S = 0.02
+"""While seeding: how often to see whether the send queue has room."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromDevice:
+    """A decoded message."""
+
+    device: str
+    message: Status | ProfileAnnouncement | Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrived:
+    """A blob that was pulled is in our store."""
+
+    device: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotArrived:
+    """A blob that was pulled cannot be had."""
+
+    device: str
+    sha256: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkUp:
+    """Connected. Without `session_present` the broker may have lost its retained messages."""
+
+    session_present: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkDown:
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Broken:
+    """The network thread has ended with an error; the main thread raises it."""
+
+    error: BaseException
+
+
+FromNetwork: TypeAlias = FromDevice | Arrived | NotArrived | LinkUp | LinkDown | Broken
+
+_Order: TypeAlias = Callable[[float], None]
+"""Work for the network thread; takes the time."""
+
+
+class Network:
+    """Start it, send through it, read `inbox`. Methods may be called from any thread."""
+
+    def __init__(
+        self, settings: BrokerSettings, *, federation: str, blobs: BlobStore, max_parallel_uploads: int
+    ) -> None:
+        self.inbox: queue.SimpleQueue[FromNetwork] = queue.SimpleQueue()
+        self._federation = federation
+        self._blobs = blobs
+        self._limiter = PullLimiter(max_parallel_uploads)
+        self._couriers: dict[str, Courier] = {}
+        self._online: set[str] = set()
+        self._served: dict[str, frozenset[str]] = {}
+        self._events: queue.SimpleQueue[mqtt.Event] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[_Order] = queue.SimpleQueue()
+        self._link = mqtt.MqttLink(
+            settings,
+            client_id=f"reft-coordinator-{federation}",
+            events=self._events,
+            subscriptions=[
+                (topics.all_devices_filter(federation, topic), 0 if topic == "up" else 1) for topic in topics.UP_TOPICS
+            ],
+        )
+        self._broadcaster = Broadcaster(blobs, self._publish_block)
+        self._thread = threading.Thread(target=self._run, name="network", daemon=True)
+        self._stopping = False
+
+    def start(self, *, wait_s: float) -> None:
+        """Connect. Raises `BrokerError` when the broker does not accept us within `wait_s`."""
+        self._link.start(wait_s=wait_s)
+        self._thread.start()
+
+    def stop(self, *, flush_s: float = 5.0) -> None:
+        """Send what waits, for at most `flush_s`, and end. Idempotent."""
+        self._order(self._stop_thread)
+        if self._thread.is_alive():
+            self._thread.join()
+        self._link.stop(flush_s=flush_s)
+
+    # Orders of the main thread.
+
+    def send_task(self, device: str, message: Task | Close, *, expires_s: float | None = None) -> None:
+        """Retain a task, or the end of the run, for a device. It replaces the device's task before."""
+        self._link.publish(self._topic(device, "task"), encode(message), qos=1, retain=True, expires_s=expires_s)
+
+    def clear_task(self, device: str) -> None:
+        """The device has nothing to do."""
+        self._link.publish(self._topic(device, "task"), b"", qos=1, retain=True)
+
+    def serve(self, device: str, blobs: Iterable[str]) -> None:
+        """The blobs (SHA-256) that a device may ask for from now on; nothing else is given to it."""
+        served = frozenset(blobs)
+        self._order(lambda _: self._served.update({device: served}))
+
+    def pull(self, device: str, blob: BlobRef) -> None:
+        """Fetch a blob from a device when its turn comes; `Arrived` or `NotArrived` follows. Asking twice is fine."""
+        self._order(lambda now: self._tell(device, self._courier(device).fetch(blob, now)))
+
+    def give_up(self, device: str, sha256: str) -> None:
+        """Stop pulling a blob, and tell the device that it may forget it."""
+        self._order(lambda _: self._forget(device, sha256))
+
+    def acknowledge(self, device: str, sha256: str) -> None:
+        """Tell a device that it may forget an update, whatever became of it."""
+        self._order(lambda _: self._courier(device).acknowledge(sha256))
+
+    def broadcast(self, blobs: Iterable[BlobRef]) -> None:
+        """Exactly these blobs shall lie at the broker; what was seeded before and is not among them is cleared."""
+        wanted = {blob.sha256: blob for blob in blobs}
+        self._order(lambda _: self._set_broadcast(wanted))
+
+    def clear_broadcast(self, sha256: str, n_blocks: int) -> None:
+        """Clear what an earlier process seeded."""
+        self._order(lambda _: self._broadcaster.clear(sha256, n_blocks))
+
+    def seed_again(self) -> None:
+        """The broker lost its memory: publish the broadcast blobs again."""
+        self._order(lambda _: self._broadcaster.seed_again())
+
+    # The network thread.
+
+    def _order(self, order: _Order) -> None:
+        self._orders.put(order)
+        # An event that means nothing wakes the thread; orders have a queue of their own to keep their order.
+        self._events.put(mqtt.Rejected(reason=""))
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                event = self._next_event()
+                now = time.monotonic()
+                if event is not None:
+                    self._handle(event, now)
+                self._carry_out(now)
+                self._tick(now)
+        except Exception as exc:  # noqa: BLE001 - the thread's outermost loop: the main thread raises it again
+            _log.debug("network thread failed", exc_info=True)
+            self.inbox.put(Broken(error=exc))
+
+    def _next_event(self) -> mqtt.Event | None:
+        now = time.monotonic()
+        times = [due for courier in self._couriers.values() if (due := courier.next_wakeup(now)) is not None]
+        if not self._broadcaster.idle:
+            times.append(now + _SEED_POLL_S)
+        try:
+            return self._events.get(timeout=max(0.0, min(times) - now) if times else None)
+        except queue.Empty:
+            return None
+
+    def _carry_out(self, now: float) -> None:
+        while True:
+            try:
+                order = self._orders.get_nowait()
+            except queue.Empty:
+                return
+            order(now)
+
+    def _tick(self, now: float) -> None:
+        for device, courier in self._couriers.items():
+            due = courier.next_wakeup(now)
+            if due is not None and due <= now + 0.5:
+                self._tell(device, courier.tick(now))
+        if self._link.connected and self._link.queued_bytes < MAX_BROADCAST_QUEUE_BYTES:
+            self._broadcaster.step(_BROADCAST_STEP)
+
+    def _handle(self, event: mqtt.Event, now: float) -> None:
+        match event:
+            case mqtt.Received():
+                try:
+                    self._receive(event, now)
+                except (RemoteProtocolError, BundleError) as exc:
+                    _log.warning("%s: dropped: %s", event.topic[:200], exc)
+            case mqtt.Connected(session_present=present):
+                self.inbox.put(LinkUp(session_present=present))
+                self._set_all_connected(now)
+            case mqtt.Disconnected(reason=reason):
+                self.inbox.put(LinkDown(reason=reason))
+                self._set_all_connected(now)
+            case mqtt.Rejected(reason=reason) if reason:
+                _log.warning("%s", reason)
+
+    def _receive(self, event: mqtt.Received, now: float) -> None:
+        """Raises `RemoteProtocolError` for what is of no use."""
+        device, topic = topics.parse_device_topic(self._federation, event.topic)
+        if not event.payload:  # a cleared retained message
+            return
+        match topic:
+            case "up":
+                self._tell(device, self._courier(device).handle(event.payload, now))
+            case "status":
+                status = decode_status(event.payload)
+                self._set_online(device, status.online, now)
+                self.inbox.put(FromDevice(device=device, message=status))
+            case "profile":
+                self.inbox.put(FromDevice(device=device, message=decode_profile(event.payload)))
+            case "report":
+                self.inbox.put(FromDevice(device=device, message=decode_report(event.payload)))
+            case _:
+                return
+
+    def _set_online(self, device: str, online: bool, now: float) -> None:
+        (self._online.add if online else self._online.discard)(device)
+        self._tell(device, self._courier(device).set_connected(online and self._link.connected, now))
+
+    def _set_all_connected(self, now: float) -> None:
+        for device, courier in self._couriers.items():
+            self._tell(device, courier.set_connected(self._link.connected and device in self._online, now))
+
+    def _tell(self, device: str, events: Iterable[TransferEvent]) -> None:
+        for event in events:
+            match event:
+                case Fetched(sha256):
+                    self.inbox.put(Arrived(device=device, sha256=sha256))
+                case Lost(sha256, reason):
+                    self.inbox.put(NotArrived(device=device, sha256=sha256, reason=reason))
+                case Delivered(sha256):
+                    _log.debug("%s has %s", device, sha256[:12])
+
+    def _courier(self, device: str) -> Courier:
+        """Raises `RemoteProtocolError` beyond `MAX_DEVICES`."""
+        if device not in self._couriers:
+            if len(self._couriers) >= MAX_DEVICES:
+                raise RemoteProtocolError(f"more than {MAX_DEVICES} devices")
+            topic = self._topic(device, "down")
+            self._couriers[device] = Courier(
+                self._blobs,
+                lambda payload: void(self._link.publish(topic, payload, qos=0)),
+                may_serve=lambda sha256: sha256 in self._served.get(device, frozenset()),
+                limiter=self._limiter,
+            )
+        return self._couriers[device]
+
+    def _forget(self, device: str, sha256: str) -> None:
+        courier = self._courier(device)
+        courier.cancel(sha256)
+        courier.acknowledge(sha256)
+
+    def _set_broadcast(self, wanted: dict[str, BlobRef]) -> None:
+        for sha256 in self._broadcaster.held - wanted.keys():
+            self._broadcaster.clear(sha256)
+        for blob in wanted.values():
+            self._broadcaster.seed(blob)
+
+    def _publish_block(self, transfer: str, name: str, payload: bytes) -> bool:
+        topic = topics.blob_topic(self._federation, transfer, name)
+        return self._link.publish(topic, payload, qos=1, retain=True)
+
+    def _stop_thread(self, _now: float) -> None:
+        self._stopping = True
+        for courier in self._couriers.values():
+            courier.close()
+
+    def _topic(self, device: str, kind: topics.DeviceTopic) -> str:
+        return topics.device_topic(self._federation, device, kind)
+
+
+def void(_result: object) -> None:
+    """Make a function that returns something one that returns nothing."""
