@@ -114,6 +114,13 @@ class Trainer:
             if name not in known:
                 self._state[name] = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
 
+    def restart(self, tensors: Tensors, *, seed: int) -> None:
+        """Begin as a new trainer with these weights would, without opening a session again."""
+        self.load_state(tensors)
+        self.reset_optimizer()
+        self._seed = seed
+        self._n_steps = 0
+
     def step(self, inputs: Array, targets: Array, learning_rate: float = 0.05) -> float:
         """One optimizer step on a batch; returns the batch's loss before it.
 
