@@ -31,16 +31,20 @@ def die_with_parent(parent: int) -> None:
         raise SystemExit("the agent has gone")
 
 
-def confine(limits: Limits) -> None:
-    """Step back behind other processes and cap memory.
-
-    The cap is on data (RLIMIT_DATA: heap and private writable memory), which counts all that a model's tensors can
-    take and not the libraries' code; so a step that needs too much gets a MemoryError and the worker can say so.
-    """
+def step_back(limits: Limits) -> None:
+    """Let other processes go first, and be the first to go when the device's memory runs out."""
     with contextlib.suppress(OSError):
         os.nice(limits.nice)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_FIRST)
+
+
+def cap_memory(limits: Limits) -> None:
+    """Cap what this process may allocate, so that a step that needs too much fails and can be reported.
+
+    The cap is on data (RLIMIT_DATA: heap and private writable memory). That is what a model's tensors take; the code of
+    libraries, which other processes share, is not in it.
+    """
     if limits.memory_bytes is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (limits.memory_bytes, limits.memory_bytes))
 

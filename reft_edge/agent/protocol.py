@@ -28,6 +28,8 @@ class Configure(msgspec.Struct, frozen=True, kw_only=True, tag="configure"):
     """Folder that relative paths of the data start from."""
     spool: str
     limits: Limits
+    log_level: int = 20
+    """A level of the `logging` module."""
 
 
 class MeasureDevice(msgspec.Struct, frozen=True, kw_only=True, tag="measure"):
@@ -41,6 +43,8 @@ class DescribeData(msgspec.Struct, frozen=True, kw_only=True, tag="describe"):
 class Train(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
     task: Task
     residual: Residual | None = None
+    asked_at: float
+    """System-wide monotonic clock in seconds: `Measured.start_s` counts from here."""
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):

@@ -1,0 +1,221 @@
+"""One task from blobs in the spool to an update in the spool. Runs in the worker, and stays warm there.
+
+Kept between tasks: the training session while the graphs are the same, and the data. Nothing is kept that a fresh
+process would not compute again in the same way, so a killed worker changes no result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from reft_edge.agent.confinement import forget_peak_memory, peak_memory_bytes
+from reft_edge.agent.pacing import Pacer
+from reft_edge.agent.protocol import Configure, Finished, Train
+from reft_edge.agent.session import FailureKind, Residual
+from reft_edge.agent.spool import write_atomically
+from reft_edge.agent.trainer import Trainer
+from reft_edge.agent.training import DivergedError, TrainedRound, train_round
+from reft_edge.bundle.container import container_limit, pack_tensors, unpack_tensors
+from reft_edge.bundle.manifest import Manifest
+from reft_edge.data.dataset import Dataset
+from reft_edge.data.load import load_dataset
+from reft_edge.errors import BundleError, DataError, ReftError, ResourceError
+from reft_edge.profiling.thermal import read_thermal
+from reft_edge.wire.blobs import BlobStore
+from reft_edge.wire.codecs import ErrorFeedback, decode_tensors
+from reft_edge.wire.messages import Measured, Task, UpdateManifest
+
+if TYPE_CHECKING:
+    from reft_edge.types import Array, Tensors
+
+logger = logging.getLogger(__name__)
+
+
+class TaskError(ReftError):
+    """The task cannot be finished; `kind` is what the coordinator is told."""
+
+    def __init__(self, kind: FailureKind, reason: str) -> None:
+        super().__init__(reason)
+        self.kind: FailureKind = kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LoadedData:
+    """Training and holdout part, fitted to one kind of input."""
+
+    key: tuple[object, ...]
+    training: Dataset
+    holdout: Dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class _WarmTrainer:
+    key: tuple[object, ...]
+    trainer: Trainer
+
+
+def split_seed(device: str) -> int:
+    """A device's split into training and holdout is the same in every round: no sample changes sides."""
+    return _seed(device, "split")
+
+
+class TaskRunner:
+    """Runs tasks, one at a time."""
+
+    def __init__(self, configure: Configure) -> None:
+        self._configure = configure
+        spool = Path(configure.spool)
+        self._blobs = BlobStore(spool / "blobs", max_blob_bytes=configure.limits.max_model_bytes)
+        self._residuals = spool / "residuals"
+        self._data: _LoadedData | None = None
+        self._warm: _WarmTrainer | None = None
+
+    def run(self, command: Train, on_step: Callable[[int, int, float], None]) -> Finished:
+        """Train and store the update; `on_step` may raise `CancelledError`. Raises `TaskError`."""
+        forget_peak_memory()
+        task = command.task
+        try:
+            manifest = Manifest.from_json(self._blobs.read(task.bundle))
+            received = decode_tensors(self._blobs.read(task.weights.blob), task.weights.codec, manifest.tensors)
+            data = self._load_data(manifest, task)
+            trained = self._train(manifest, received, data, task, on_step)
+        except (MemoryError, ResourceError) as exc:
+            raise TaskError("out_of_memory", str(exc) or "the device has not enough memory for this task") from exc
+        except DataError as exc:
+            raise TaskError("data", str(exc)) from exc
+        except BundleError as exc:
+            raise TaskError("bundle", str(exc)) from exc
+        except DivergedError as exc:
+            raise TaskError("diverged", str(exc)) from exc
+        try:
+            return self._store(command, manifest, received, trained, data)
+        except MemoryError as exc:
+            raise TaskError("out_of_memory", "not enough memory to encode the update") from exc
+        except ResourceError as exc:
+            raise TaskError("storage", str(exc)) from exc
+
+    def _load_data(self, manifest: Manifest, task: Task) -> _LoadedData:
+        """The device's data as this model takes them; read once while models of one kind follow each other."""
+        key = (manifest.input, manifest.target, manifest.output, task.classes)
+        if self._data is None or self._data.key != key:
+            self._data = None  # never hold both
+            settings = self._configure.data
+            dataset = load_dataset(
+                settings,
+                base_dir=Path(self._configure.base_dir),
+                input_shape=manifest.input.shape,
+                classes=task.classes,
+                compact=True,
+            ).for_model(
+                input_shape=manifest.input.shape,
+                input_dtype=manifest.input.dtype,
+                target_shape=manifest.target.shape,
+                target_dtype=manifest.target.dtype,
+                n_outputs=manifest.output.shape[0] if manifest.output.shape else None,
+            )
+            training, holdout = dataset.split(settings.holdout_fraction, split_seed(self._configure.device))
+            self._data = _LoadedData(key=key, training=training, holdout=holdout)
+        return self._data
+
+    def _train(
+        self,
+        manifest: Manifest,
+        received: Tensors,
+        data: _LoadedData,
+        task: Task,
+        on_step: Callable[[int, int, float], None],
+    ) -> TrainedRound:
+        seed = _seed(self._configure.device, str(task.plan.seed))
+        return train_round(
+            self._trainer(manifest, received, seed),
+            training=data.training,
+            holdout=data.holdout,
+            plan=task.plan,
+            loss=manifest.loss,
+            cost=manifest.cost,
+            seed=seed,
+            pacer=Pacer(self._configure.limits.training_flops_per_s),
+            on_step=on_step,
+        )
+
+    def _trainer(self, manifest: Manifest, received: Tensors, seed: int) -> Trainer:
+        """A trainer that begins with the received weights and an empty optimizer."""
+        key = (manifest.training_graph, manifest.inference_graph, manifest.tensors)
+        if self._warm is not None and self._warm.key == key:
+            self._warm.trainer.restart(received, seed=seed)
+            return self._warm.trainer
+        self._warm = None  # free the old session before the new one is opened
+        trainer = Trainer.from_parts(
+            manifest,
+            self._blobs.read(manifest.training_graph),
+            self._blobs.read(manifest.inference_graph),
+            received,
+            threads=self._configure.limits.n_threads,
+            seed=seed,
+        )
+        self._warm = _WarmTrainer(key=key, trainer=trainer)
+        return trainer
+
+    def _store(
+        self, command: Train, manifest: Manifest, received: Tensors, trained: TrainedRound, data: _LoadedData
+    ) -> Finished:
+        """Encode what training changed, plus what quantization left of the last update; both go to the spool."""
+        task = command.task
+        delta = {name: _difference(trained.tensors[name], before) for name, before in received.items()}
+        key = f"{task.run}:{manifest.training_graph.sha256}"
+        feedback = ErrorFeedback(task.plan.update_codec, self._read_residual(command.residual, key, manifest))
+        blob = self._blobs.put(feedback.encode(delta))
+        residual = None
+        if feedback.residual:
+            # A new name for each task: until the daemon has noted it, a repetition starts from the old one.
+            residual = Residual(name=f"{task.task}.safetensors.zst", key=key)
+            write_atomically(self._residuals / residual.name, pack_tensors(feedback.residual))
+        update = UpdateManifest(
+            blob=blob,
+            codec=task.plan.update_codec,
+            training_samples=len(data.training),
+            holdout_samples=len(data.holdout),
+            loss_first=trained.loss_first,
+            loss_last=trained.loss_last,
+            holdout_metric_before=trained.metric_before,
+            holdout_metric_after=trained.metric_after,
+        )
+        thermal = read_thermal()
+        measured = Measured(
+            download_s=0.0,  # the session fills it in
+            start_s=max(0.0, trained.first_step_at - command.asked_at),
+            training_s=trained.training_s,
+            steps=trained.steps,
+            peak_memory_bytes=peak_memory_bytes(),
+            temperature_celsius=thermal.temperature_celsius,
+            throttled=thermal.throttled,
+        )
+        return Finished(task=task.task, update=update, measured=measured, residual=residual)
+
+    def _read_residual(self, residual: Residual | None, key: str, manifest: Manifest) -> Tensors | None:
+        """The residual if it belongs to this run and these graphs. A lost one costs a rounding error, not the task."""
+        if residual is None or residual.key != key:
+            return None
+        limit = container_limit(sum(4 * spec.n_elements for spec in manifest.tensors))
+        try:
+            return unpack_tensors((self._residuals / residual.name).read_bytes(), max_bytes=limit)[0]
+        except (OSError, BundleError) as exc:
+            logger.warning("the residual of the last update is lost: %s", exc)
+            return None
+
+
+def _difference(after: Array, before: Array) -> Array:
+    """after - before in the tensors' dtype; booleans (masks in buffers) have no difference and stay as received."""
+    return np.zeros_like(after) if after.dtype == np.bool_ else (after - before).astype(after.dtype, copy=False)
+
+
+def _seed(*parts: str) -> int:
+    """63 bits from names and numbers, equal on every platform."""
+    return int.from_bytes(hashlib.sha256("\0".join(parts).encode()).digest()[:8], "little") >> 1

@@ -1,0 +1,163 @@
+"""The process that does the heavy work: `python -m reft_edge.agent.worker DAEMON_PID`, started by the supervisor.
+
+Reads commands from stdin and writes answers to stdout (see `agent.protocol`). Stays warm between rounds, with the data
+and the graphs of the last task loaded; ends when stdin closes or the daemon dies. Running out of memory is an answer
+where that is possible, and otherwise a death that the supervisor explains.
+
+What is heavy is imported when it is first needed: reading data needs no onnxruntime.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from reft_edge.agent.confinement import cap_memory, die_with_parent, step_back
+from reft_edge.agent.protocol import (
+    Answer,
+    Cancel,
+    Command,
+    Configure,
+    DataDescribed,
+    DataRefused,
+    DescribeData,
+    DeviceMeasured,
+    MeasureDevice,
+    MeasuringFailed,
+    Stopped,
+    TaskFailed,
+    Train,
+    TrainingProgress,
+    decode_command,
+    encode_line,
+)
+from reft_edge.errors import DataError, ReftError
+
+if TYPE_CHECKING:
+    from reft_edge.agent.task_runner import TaskRunner
+
+PROGRESS_EVERY_S = 2.0
+"""A message a step would be more traffic than the model."""
+
+logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """Serves commands from `commands` until it closes; `answers` is written unbuffered."""
+
+    def __init__(self, commands: BinaryIO, answers: BinaryIO) -> None:
+        self._answers = answers
+        self._stream = commands
+        self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._cancelled: set[str] = set()
+        self._runner: TaskRunner | None = None
+        # A thread, so that a cancel, and the daemon's end, are heard in the middle of training.
+        threading.Thread(target=self._read, name="commands", daemon=True).start()
+
+    def serve(self) -> None:
+        """Answer one command after another; never returns normally."""
+        configure = self._commands.get()
+        if not isinstance(configure, Configure):
+            raise SystemExit("the first command must be 'configure'")
+        logging.getLogger().setLevel(configure.log_level)
+        step_back(configure.limits)
+        while True:
+            match self._commands.get():
+                case Train() as command:
+                    self._train(configure, command)
+                case DescribeData():
+                    self._describe(configure)
+                case MeasureDevice(quick=quick):
+                    self._measure(configure, quick)
+
+    def _read(self) -> None:
+        for line in self._stream:
+            command = decode_command(line)
+            if isinstance(command, Cancel):
+                self._cancelled.add(command.task)
+            else:
+                self._commands.put(command)
+        # The daemon wants us gone, or has gone itself. Everything on disk is written atomically, so just go.
+        os._exit(0)
+
+    def _say(self, answer: Answer) -> None:
+        self._answers.write(encode_line(answer))
+
+    def _measure(self, configure: Configure, quick: bool) -> None:
+        from reft_edge.agent.profiler import measure_profile
+
+        try:
+            profile = measure_profile(quick=quick, threads=configure.limits.threads, disk_path=Path(configure.spool))
+        except ReftError as exc:
+            self._say(MeasuringFailed(reason=str(exc)))
+        else:
+            self._say(DeviceMeasured(profile=profile))
+
+    def _describe(self, configure: Configure) -> None:
+        from reft_edge.agent.task_runner import split_seed
+        from reft_edge.data.describe import describe_dataset
+
+        try:
+            description = describe_dataset(
+                configure.data, base_dir=Path(configure.base_dir), split_seed=split_seed(configure.device)
+            )
+        except DataError as exc:
+            self._say(DataRefused(reason=str(exc)))
+        else:
+            self._say(DataDescribed(description=description))
+
+    def _train(self, configure: Configure, command: Train) -> None:
+        from reft_edge.agent.task_runner import TaskError, TaskRunner
+        from reft_edge.agent.training import CancelledError
+
+        task = command.task.task
+        reported_at = 0.0
+
+        def on_step(done: int, total: int, loss: float) -> None:
+            nonlocal reported_at
+            if task in self._cancelled:
+                raise CancelledError(task)
+            now = time.monotonic()
+            if done in (1, total) or now - reported_at >= PROGRESS_EVERY_S:
+                reported_at = now
+                self._say(TrainingProgress(task=task, steps_done=done, steps_total=total, loss=loss))
+
+        # Not earlier: measuring the device needs more memory than training may have.
+        cap_memory(configure.limits)
+        try:
+            if task in self._cancelled:
+                raise CancelledError(task)
+            self._runner = self._runner or TaskRunner(configure)
+            self._say(self._runner.run(command, on_step))
+        except CancelledError:
+            self._say(Stopped(task=task))
+        except TaskError as exc:
+            self._say(TaskFailed(task=task, kind=exc.kind, reason=str(exc)))
+            if exc.kind == "out_of_memory":
+                # What failed allocations leave behind is anyone's guess; the next task gets a new process.
+                raise SystemExit(0) from exc
+
+
+def main(arguments: list[str]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the daemon decides what it means
+    die_with_parent(int(arguments[0]))
+    # Whatever else prints to stdout, for example the user's data function, goes to stderr.
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        Worker(sys.stdin.buffer, answers).serve()
+    except Exception:
+        logger.exception("the worker failed")
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
