@@ -1,0 +1,106 @@
+"""The training step and the matrix product that devices are measured with.
+
+All devices run the same graphs, shipped with the package in reft_edge/profiling/reference_step/ and made by
+scripts/make_reference_step: one training step of a small VGG-like network on a batch of 32, compiled as every model of
+a federation is, and a square float32 matrix product. Weights are drawn here and not shipped; arithmetic takes the same
+time whatever the numbers are, as long as they do not vanish.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from reft_edge.agent.trainer import Trainer
+from reft_edge.bundle.bundle import INFERENCE_FILE, MANIFEST_FILE, TRAINING_FILE, Bundle, blob_ref, graph_bytes
+from reft_edge.bundle.container import pack_tensors
+from reft_edge.bundle.manifest import Manifest, TensorSpec
+
+if TYPE_CHECKING:
+    from reft_edge.types import Array
+
+BATCH_SIZE = 32
+"""The batch of the project's other measurements. At 15 million multiply-accumulates a sample, one step takes about
+0.6 s on the slowest board, a Raspberry Pi Zero 2 W."""
+
+PRODUCT_SIZE = 512
+"""Rows and columns of the matrix product: 3 MiB, so that it computes rather than waits for memory."""
+
+PRODUCT_FILE = "matrix_product.onnx.zst"
+FOLDER = "profiling/reference_step"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """Something to repeat, and the floating-point operations of one run (a multiply-accumulate counts as 2)."""
+
+    run: Callable[[], object]
+    flops: float
+    description: str
+
+
+def reference_bundle() -> Bundle:
+    """The shipped training step with weights drawn for it."""
+    folder = files("reft_edge") / FOLDER
+    manifest = Manifest.from_json((folder / MANIFEST_FILE).read_bytes())
+    rng = np.random.default_rng(0)
+    weights = pack_tensors({spec.name: _draw(spec, rng) for spec in manifest.tensors})
+    return Bundle(
+        manifest=msgspec.structs.replace(manifest, weights=blob_ref(weights)),
+        training_graph=(folder / TRAINING_FILE).read_bytes(),
+        inference_graph=(folder / INFERENCE_FILE).read_bytes(),
+        weights=weights,
+    )
+
+
+def training_step(*, threads: int) -> Workload:
+    """One training step of the reference network on a fixed batch."""
+    bundle = reference_bundle()
+    trainer = Trainer(bundle, threads=threads)
+    manifest = bundle.manifest
+    rng = np.random.default_rng(1)
+    inputs = rng.standard_normal((BATCH_SIZE, *manifest.input.shape), dtype=np.float32)
+    targets = rng.integers(0, manifest.output.shape[-1], BATCH_SIZE)
+    return Workload(
+        # A learning rate this small leaves the weights what they are, so that nothing diverges however long it runs.
+        run=lambda: trainer.step(inputs, targets, learning_rate=1e-6),
+        flops=float(manifest.cost.step_flops(BATCH_SIZE)),
+        description=f"training steps of {manifest.model}, batch {BATCH_SIZE}",
+    )
+
+
+def matrix_product(*, threads: int) -> Workload:
+    """A float32 matrix product in onnxruntime, which is what training spends most of its time on."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    graph = graph_bytes((files("reft_edge") / FOLDER / PRODUCT_FILE).read_bytes())
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(2)
+    left, right = (rng.standard_normal((PRODUCT_SIZE, PRODUCT_SIZE), dtype=np.float32) for _ in range(2))
+    return Workload(
+        run=lambda: session.run(None, {"left": left, "right": right}),
+        flops=2.0 * PRODUCT_SIZE**3,
+        description=f"matrix product {PRODUCT_SIZE} x {PRODUCT_SIZE} in onnxruntime {onnxruntime.__version__}",
+    )
+
+
+def _draw(spec: TensorSpec, rng: np.random.Generator) -> Array:
+    """Values as a fresh network has them: He's normal weights, running variances of 1, the rest 0.
+
+    He, Zhang, Ren, Sun, arXiv 1502.01852, equation 10.
+    """
+    dtype: np.dtype[Any] = np.dtype(spec.dtype)
+    if spec.name.endswith("running_var") or (len(spec.shape) == 1 and spec.name.endswith("weight")):
+        return np.ones(spec.shape, dtype)
+    if len(spec.shape) < 2:
+        return np.zeros(spec.shape, dtype)
+    fan_in = spec.n_elements / spec.shape[0]
+    weights: Array = (rng.standard_normal(spec.shape) * np.sqrt(2 / fan_in)).astype(dtype)
+    return weights
