@@ -24,7 +24,13 @@ from typing import TypeAlias
 from reft_edge.errors import BrokerError, LocalProtocolError
 from reft_edge.wire.endpoint import BrokerSettings, parse_broker
 from reft_edge.wire.outbox import Outbox, Outgoing
-from reft_edge.wire.paho_connection import MAX_PACKET_BYTES, BrokerConnectionError, MqttVersion, PahoConnection
+from reft_edge.wire.paho_connection import (
+    MAX_PACKET_BYTES,
+    BrokerConnectionError,
+    MqttVersion,
+    PahoConnection,
+    topic_matches,
+)
 
 __all__ = [
     "MAX_PAYLOAD_BYTES",
@@ -120,15 +126,13 @@ class MqttLink:
         self._will = will
         self._persistent = persistent
         self._lock = threading.Lock()
-        self._outbox = Outbox(max_bytes=max_queued_bytes)
+        self._outbox = Outbox(max_bulk_bytes=max_queued_bytes)
         self._subscriptions: dict[str, int] = dict(subscriptions)
         self._changed_topics: dict[str, None] = {}
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._flush_until = 0.0
-        self._wake_in, self._wake_out = socket.socketpair()
-        self._wake_in.setblocking(False)
-        self._wake_out.setblocking(False)
+        self._wake_sockets: tuple[socket.socket, socket.socket] | None = None
         self._up = False
         self._outcome = threading.Condition()
         self._failure: BrokerConnectionError | None = None
@@ -143,8 +147,8 @@ class MqttLink:
 
     @property
     def queued_bytes(self) -> int:
-        """Bytes that wait to be sent; a bulk sender pauses while this is high."""
-        return self._outbox.n_bytes
+        """Bytes of large messages that wait to be sent; a bulk sender pauses while this is high."""
+        return self._outbox.bulk_bytes
 
     def start(self, *, wait_s: float | None = None) -> None:
         """Start the network thread. Without `wait_s` it tries for ever, and failures are only logged.
@@ -157,6 +161,9 @@ class MqttLink:
             raise LocalProtocolError("a link is started once; make a new one")
         self._settings.password()
         self._settings.tls_context()
+        self._wake_sockets = socket.socketpair()
+        for sock in self._wake_sockets:
+            sock.setblocking(False)
         self._someone_waits = wait_s is not None
         self._thread = threading.Thread(target=self._run, name=f"mqtt-{self._client_id}", daemon=True)
         self._thread.start()
@@ -177,8 +184,8 @@ class MqttLink:
         self._wake()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
-        self._wake_in.close()
-        self._wake_out.close()
+        for sock in self._wake_sockets or ():
+            sock.close()
 
     def publish(
         self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False, expires_s: float | None = None
@@ -200,8 +207,6 @@ class MqttLink:
             taken = not self._stopping and (qos > 0 or self._up) and self._outbox.put(message)
         if taken:
             self._wake()
-        elif qos > 0:
-            _log.warning("%s: message dropped, %d bytes wait already", topic, self._outbox.n_bytes)
         return taken
 
     def subscribe(self, topic: str, qos: int = 0) -> None:
@@ -219,9 +224,11 @@ class MqttLink:
 
     def _wake(self) -> None:
         """Interrupt the network thread's poll."""
+        if self._wake_sockets is None:
+            return
         try:
-            self._wake_in.send(b"\0")
-        except (BlockingIOError, OSError):
+            self._wake_sockets[0].send(b"\0")
+        except OSError:
             return  # a wake-up is pending already, or the link is stopped
 
     def _run(self) -> None:
@@ -339,23 +346,27 @@ class MqttLink:
         if crowded:
             timeout_s = min(timeout_s, _UNREAD_POLL_S)
         poll = select.poll()  # not select: descriptors above 1023 occur in simulations of many devices
-        poll.register(self._wake_out, select.POLLIN)
+        wake = self._wake_descriptor()
+        poll.register(wake, select.POLLIN)
         poll.register(
             connection.fileno(),
             (0 if crowded else select.POLLIN) | (select.POLLOUT if connection.wants_write else 0),
         )
         buffered = connection.has_buffered_input and not crowded
         ready = dict(poll.poll(0 if buffered else int(timeout_s * 1000)))
-        if self._wake_out.fileno() in ready:
+        if wake in ready:
             self._drain_wakeups()
         flags = ready.get(connection.fileno(), 0)
         broken = bool(flags & (select.POLLERR | select.POLLHUP | select.POLLNVAL))
         readable = buffered or bool(flags & select.POLLIN) or broken
         connection.step(readable=readable, writable=bool(flags & select.POLLOUT))
 
+    def _wake_descriptor(self) -> int:
+        return -1 if self._wake_sockets is None else self._wake_sockets[1].fileno()
+
     def _drain_wakeups(self) -> None:
         try:
-            while self._wake_out.recv(4096):
+            while self._wake_sockets is not None and self._wake_sockets[1].recv(4096):
                 pass
         except BlockingIOError:
             return
@@ -365,7 +376,7 @@ class MqttLink:
         delay = _FIRST_RETRY_S if self._someone_waits else random.uniform(MIN_RECONNECT_S, delay_bound)
         end = time.monotonic() + delay
         poll = select.poll()
-        poll.register(self._wake_out, select.POLLIN)
+        poll.register(self._wake_descriptor(), select.POLLIN)
         while not self._stopping and (remaining := end - time.monotonic()) > 0:
             poll.poll(int(remaining * 1000) + 1)
             self._drain_wakeups()
@@ -402,6 +413,11 @@ class MqttLink:
             self._outcome.notify_all()
 
     def _on_message(self, topic: str, payload: bytes, retained: bool) -> None:
+        """Enqueue what we subscribed to; amqtt sends a new client what others did, and blocks may come late."""
+        with self._lock:
+            filters = list(self._subscriptions)
+        if topic not in filters and not any(topic_matches(each, topic) for each in filters):
+            return
         self._events.put(Received(topic=topic, payload=payload, retained=retained))
 
     def _on_refused(self, reason: str) -> None:

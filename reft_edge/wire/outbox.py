@@ -14,7 +14,7 @@ from dataclasses import dataclass
 SMALL_BYTES = 8 * 1024
 """8 KiB: larger messages are blocks and hash lists, and wait behind control messages."""
 
-MAX_MESSAGES = 2000
+MAX_SMALL_MESSAGES = 2000
 """Control messages have some hundred bytes; a device that is offline for a day does not collect this many."""
 
 
@@ -35,25 +35,27 @@ class Outbox:
     A retained QoS 1 message replaces one that still waits on the same topic: only the last is of use to anybody.
     """
 
-    def __init__(self, *, max_bytes: int, max_messages: int = MAX_MESSAGES) -> None:
-        self._max_bytes = max_bytes
-        self._max_messages = max_messages
+    def __init__(self, *, max_bulk_bytes: int, max_small_messages: int = MAX_SMALL_MESSAGES) -> None:
+        self._max_bulk_bytes = max_bulk_bytes
+        self._max_small_messages = max_small_messages
         self._lanes: list[dict[object, Outgoing]] = [{}, {}, {}, {}]
         self._sequence = 0
-        self.n_bytes = 0
+        self.bulk_bytes = 0
+        """Bytes of the large messages that wait."""
 
     def __len__(self) -> int:
         return sum(len(lane) for lane in self._lanes)
 
     def put(self, message: Outgoing) -> bool:
         """Queue `message`; False, and nothing is queued, when that would exceed the bounds."""
-        lane, key = self._lane(message), self._key(message)
+        lane, key = self._lanes[_lane(message)], self._key(message)
         replaced = lane.get(key)
-        n_bytes = self.n_bytes + len(message.payload) - (len(replaced.payload) if replaced else 0)
-        if n_bytes > self._max_bytes or (replaced is None and len(self) >= self._max_messages):
+        bulk_bytes = self.bulk_bytes + _bulk_bytes(message) - (_bulk_bytes(replaced) if replaced else 0)
+        n_small = len(self._lanes[0]) + len(self._lanes[1])
+        if bulk_bytes > self._max_bulk_bytes or (not _is_bulk(message) and n_small >= self._max_small_messages):
             return False
         lane[key] = message
-        self.n_bytes = n_bytes
+        self.bulk_bytes = bulk_bytes
         return True
 
     def take(self, now: float, *, allow_qos1: bool) -> Outgoing | None:
@@ -64,7 +66,7 @@ class Outbox:
                 if message.qos > 0 and not allow_qos1:
                     break
                 del lane[key]
-                self.n_bytes -= len(message.payload)
+                self.bulk_bytes -= _bulk_bytes(message)
                 if message.expires_at is None or message.expires_at > now:
                     return message
         return None
@@ -75,27 +77,37 @@ class Outbox:
         They were within the bounds once, so the bounds are not applied again.
         """
         for number, lane in enumerate(self._lanes):
-            front = {self._key(message): message for message in messages if self._lane(message) is lane}
-            merged = {**front, **lane}
-            self.n_bytes += sum(len(m.payload) for m in merged.values()) - sum(len(m.payload) for m in lane.values())
-            self._lanes[number] = merged
+            front = {self._key(message): message for message in messages if _lane(message) == number}
+            self._lanes[number] = {**front, **lane}
+        self._count()
 
     def drop_qos0(self) -> int:
         """Forget QoS 0 messages, because their receivers ask again; returns how many."""
-        dropped = 0
-        for lane in self._lanes:
-            gone = [key for key, message in lane.items() if message.qos == 0]
-            for key in gone:
-                self.n_bytes -= len(lane.pop(key).payload)
-            dropped += len(gone)
-        return dropped
+        before = len(self)
+        self._lanes = [{key: m for key, m in lane.items() if m.qos > 0} for lane in self._lanes]
+        self._count()
+        return before - len(self)
 
-    def _lane(self, message: Outgoing) -> dict[object, Outgoing]:
-        small = len(message.payload) <= SMALL_BYTES
-        return self._lanes[(0 if message.qos else 1) if small else (3 if message.qos else 2)]
+    def _count(self) -> None:
+        self.bulk_bytes = sum(_bulk_bytes(message) for lane in self._lanes for message in lane.values())
 
     def _key(self, message: Outgoing) -> object:
         if message.retain and message.qos > 0:
             return message.topic
         self._sequence += 1
         return self._sequence
+
+
+def _is_bulk(message: Outgoing) -> bool:
+    return len(message.payload) > SMALL_BYTES
+
+
+def _bulk_bytes(message: Outgoing) -> int:
+    return len(message.payload) if _is_bulk(message) else 0
+
+
+def _lane(message: Outgoing) -> int:
+    """Small QoS 1, small QoS 0, large QoS 0 (somebody asked for it), large QoS 1 (seeding)."""
+    if _is_bulk(message):
+        return 3 if message.qos else 2
+    return 0 if message.qos else 1

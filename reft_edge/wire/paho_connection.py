@@ -34,6 +34,9 @@ MAX_PACKET_BYTES = 128 * 1024
 _UNSENT_BYTES = 64 * 1024
 """One block may wait in the kernel; without this the kernel takes megabytes and control messages wait behind them."""
 
+_GOODBYE_TIMEOUT_S = 0.5
+"""How long a broker may take to accept our farewell before we just go."""
+
 _FAILURE = 0x80
 """MQTT: reason codes from here on are errors."""
 
@@ -195,10 +198,27 @@ class PahoConnection:
             return
         self._client.on_disconnect = None
         if graceful and self.accepted and self._client.socket() is not None:
-            self._socket.settimeout(2.0)  # the DISCONNECT packet is tiny; a peer that does not take it is gone
-            self._client.disconnect()
-            self._client.loop_write()
+            self._say_goodbye(self._socket)
         self._socket.close()
+
+    def _say_goodbye(self, sock: socket.socket) -> None:
+        """Send DISCONNECT, then read until the broker closes.
+
+        Closing a socket with unread input resets the connection, and the broker may see a crash and send the will.
+        """
+        sock.settimeout(_GOODBYE_TIMEOUT_S)
+        twin = None if isinstance(sock, ssl.SSLSocket) else sock.dup()  # paho closes its own at once
+        self._client.disconnect()
+        self._client.loop_write()
+        if twin is None:
+            return
+        with twin:
+            try:
+                twin.settimeout(_GOODBYE_TIMEOUT_S)
+                while twin.recv(4096):
+                    pass
+            except OSError:
+                return
 
     def _opened(self, _client: object, _data: object, sock: Any) -> None:
         """Small packets leave at once (0.4 ms instead of 44 for a round trip), and few bytes pile up in the kernel."""
@@ -266,6 +286,11 @@ class PahoConnection:
             "check the port, and whether the broker wants TLS or a client certificate",
             hung_up=True,
         )
+
+
+def topic_matches(topic_filter: str, topic: str) -> bool:
+    """Whether a subscription to `topic_filter` covers `topic`."""
+    return paho.topic_matches_sub(topic_filter, topic)
 
 
 def _properties(packet: int) -> Properties:

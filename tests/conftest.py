@@ -1,0 +1,51 @@
+"""What tests of several packages share: real brokers, and names that keep tests on one broker apart."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from reft_edge.simulation.brokers import BrokerKind, RunningBroker, find_mosquitto, start_broker
+
+NO_SKIPS_VARIABLE = "REFT_EDGE_NO_SKIPS"
+"""Set to 1 where everything must be installed, as in CI: then a missing part is a failure, not a skip."""
+
+BROKER_KINDS = ["embedded", pytest.param("mosquitto", marks=pytest.mark.mosquitto)]
+
+_numbers = itertools.count()
+
+
+def skip_or_fail(reason: str) -> None:
+    if os.environ.get(NO_SKIPS_VARIABLE) == "1":
+        pytest.fail(f"{reason}, and {NO_SKIPS_VARIABLE}=1")
+    pytest.skip(reason)
+
+
+def _start(kind: BrokerKind, directory: Path) -> RunningBroker:
+    if kind == "mosquitto" and find_mosquitto() is None:
+        skip_or_fail("mosquitto is not installed")
+    return start_broker(kind, directory=directory)
+
+
+@pytest.fixture(scope="session", params=BROKER_KINDS)
+def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBroker]:
+    """A running broker of each kind, shared by all tests: use the `federation` fixture, and do not stop it."""
+    with _start(request.param, tmp_path_factory.mktemp("broker")) as running:
+        yield running
+
+
+@pytest.fixture(params=BROKER_KINDS)
+def own_broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RunningBroker]:
+    """A broker of each kind for one test, which may kill and restart it."""
+    with _start(request.param, tmp_path / "broker") as running:
+        yield running
+
+
+@pytest.fixture
+def federation() -> str:
+    """A name that no other test uses."""
+    return f"test-{os.getpid()}-{next(_numbers)}"
