@@ -20,8 +20,6 @@ N_CLASSES = 10
 TEST_FRACTION = 0.2
 PUBLIC_FRACTION = 0.2
 """The rest, 1,079 samples, is private."""
-MIN_DEVICE_SAMPLES = 40
-"""At least a batch for each device after its own holdout, whatever the draw."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +52,7 @@ def load_digits_split(n_devices: int, *, alpha: float, seed: int) -> Digits:
     order = np.random.default_rng(seed).permutation(len(labels))
     n_test, n_public = int(len(labels) * TEST_FRACTION), int(len(labels) * PUBLIC_FRACTION)
     test_ids, public_ids, private_ids = (np.sort(ids) for ids in np.split(order, [n_test, n_test + n_public]))
-    parts = dirichlet(labels[private_ids], n_devices, alpha=alpha, seed=seed, min_samples=MIN_DEVICE_SAMPLES)
+    parts = dirichlet(labels[private_ids], n_devices, alpha=alpha, seed=seed)
     return Digits(
         test=whole.take(test_ids),
         public=whole.take(public_ids),
