@@ -248,6 +248,10 @@ class Session:
         self.state, actions = _begin(state, task, now, attempts=state.attempts)
         return actions
 
+    def note_clean_stop(self) -> None:
+        """The agent is told to stop: that training did not end is not the task's fault."""
+        self.state = msgspec.structs.replace(self.state, attempts=max(0, self.state.attempts - 1))
+
     def needed_blobs(self) -> frozenset[str]:
         """Hashes of the blobs that a restart would need."""
         state = self.state

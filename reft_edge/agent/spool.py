@@ -29,6 +29,8 @@ from reft_edge.errors import ConfigError, ResourceError
 from reft_edge.profiling.profile import DeviceProfile
 from reft_edge.wire.blobs import BlobStore, sync_directory
 
+_STATE_FILE = "state.json"
+
 Kept = TypeVar("Kept", bound=msgspec.Struct)
 
 logger = logging.getLogger(__name__)
@@ -59,6 +61,8 @@ class Spool:
         except OSError as exc:
             raise ResourceError(f"spool {root}: {exc.strerror or exc}; choose a folder that can be written") from exc
         self.blobs = BlobStore(root / "blobs", max_blob_bytes=max_blob_bytes)
+        self.was_used = (root / _STATE_FILE).exists()
+        """Whether an agent that reached its broker has worked with this spool before."""
         self._lock: int | None = None
 
     def lock(self) -> None:
@@ -77,10 +81,10 @@ class Spool:
             self._lock = None
 
     def load_state(self) -> SessionState:
-        return self._load("state.json", SessionState) or SessionState()
+        return self._load(_STATE_FILE, SessionState) or SessionState()
 
     def save_state(self, state: SessionState) -> None:
-        self._save("state.json", state)
+        self._save(_STATE_FILE, state)
 
     def load_profile(self, key: str) -> DeviceProfile | None:
         cached = self._load("profile.json", CachedProfile)

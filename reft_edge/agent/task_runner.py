@@ -6,7 +6,6 @@ process would not compute again in the same way, so a killed worker changes no r
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from reft_edge.agent.protocol import Configure, Finished, Train
 from reft_edge.agent.session import FailureKind, Residual
 from reft_edge.agent.spool import write_atomically
 from reft_edge.agent.trainer import Trainer
-from reft_edge.agent.training import DivergedError, TrainedRound, train_round
+from reft_edge.agent.training import DivergedError, TrainedRound, derive_seed, split_seed, train_round
 from reft_edge.bundle.container import container_limit, pack_tensors, unpack_tensors
 from reft_edge.bundle.manifest import Manifest
 from reft_edge.data.dataset import Dataset
@@ -59,11 +58,6 @@ class _LoadedData:
 class _WarmTrainer:
     key: tuple[object, ...]
     trainer: Trainer
-
-
-def split_seed(device: str) -> int:
-    """A device's split into training and holdout is the same in every round: no sample changes sides."""
-    return _seed(device, "split")
 
 
 class TaskRunner:
@@ -132,7 +126,7 @@ class TaskRunner:
         task: Task,
         on_step: Callable[[int, int, float], None],
     ) -> TrainedRound:
-        seed = _seed(self._configure.device, str(task.plan.seed))
+        seed = derive_seed(self._configure.device, str(task.plan.seed))
         return train_round(
             self._trainer(manifest, received, seed),
             training=data.training,
@@ -214,8 +208,3 @@ class TaskRunner:
 def _difference(after: Array, before: Array) -> Array:
     """after - before in the tensors' dtype; booleans (masks in buffers) have no difference and stay as received."""
     return np.zeros_like(after) if after.dtype == np.bool_ else (after - before).astype(after.dtype, copy=False)
-
-
-def _seed(*parts: str) -> int:
-    """63 bits from names and numbers, equal on every platform."""
-    return int.from_bytes(hashlib.sha256("\0".join(parts).encode()).digest()[:8], "little") >> 1

@@ -5,6 +5,7 @@ Numerics only: no files, no messages, no process. The same trainer state, data, 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -57,6 +58,16 @@ class TrainedRound:
     """`time.monotonic()`, which all processes share."""
     training_s: float
     """Steps and their pauses; the evaluations are not in it."""
+
+
+def derive_seed(*parts: str) -> int:
+    """63 bits from names and numbers, equal on every platform."""
+    return int.from_bytes(hashlib.sha256("\0".join(parts).encode()).digest()[:8], "little") >> 1
+
+
+def split_seed(device: str) -> int:
+    """A device's split into training and holdout is the same in every round: no sample changes sides."""
+    return derive_seed(device, "split")
 
 
 def learning_rate_at(plan: TrainingPlan, step: int, n_steps: int) -> float:

@@ -101,7 +101,7 @@ class Worker:
             self._say(DeviceMeasured(profile=profile))
 
     def _describe(self, configure: Configure) -> None:
-        from reft_edge.agent.task_runner import split_seed
+        from reft_edge.agent.training import split_seed
         from reft_edge.data.describe import describe_dataset
 
         try:

@@ -1,0 +1,469 @@
+"""The agent: a light process that keeps the device in its federation.
+
+    start up      lock the spool, read the state, connect
+    know thyself  profile and data, from the spool or measured by the worker; announce them
+    main loop     one queue of events: broker, worker, signals, timers -> session -> actions
+    stop          say offline, let the worker go
+
+Everything that needs numpy or onnxruntime is done by the worker; blobs go through the disk. So the resident memory of
+this process does not depend on any model, and a model that does not fit costs the task, never the agent.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import signal
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import reft_edge
+from reft_edge.agent.admission import refusal, task_parts
+from reft_edge.agent.jobs import JobEnded, Jobs
+from reft_edge.agent.protocol import (
+    Configure,
+    DataDescribed,
+    DataRefused,
+    DescribeData,
+    DeviceMeasured,
+    Finished,
+    MeasureDevice,
+    MeasuringFailed,
+    TaskFailed,
+    Train,
+    TrainingProgress,
+)
+from reft_edge.agent.session import (
+    Action,
+    BlobDelivered,
+    BlobFetched,
+    BlobLost,
+    Fetch,
+    LinkUp,
+    ManifestAccepted,
+    ManifestRefused,
+    Phase,
+    ReadManifest,
+    ReleaseWorker,
+    ReminderDue,
+    RunClosed,
+    Say,
+    Session,
+    SessionEvent,
+    StartTraining,
+    StopTraining,
+    Sweep,
+    TaskArrived,
+    TrainingFailed,
+    TrainingFinished,
+    TrainingProgressed,
+)
+from reft_edge.agent.settings import AgentSettings, limited_profile
+from reft_edge.agent.spool import Spool
+from reft_edge.agent.supervisor import Supervisor, WorkerEnded, WorkerSaid
+from reft_edge.bundle.manifest import Manifest
+from reft_edge.data.description import DataDescription, fingerprint
+from reft_edge.errors import BundleError, DataError, RemoteProtocolError, ResourceError
+from reft_edge.profiling.profile import DeviceProfile
+from reft_edge.wire.messages import (
+    Close,
+    Done,
+    Failed,
+    ProfileAnnouncement,
+    Progress,
+    Report,
+    Status,
+    Task,
+    decode_task,
+    encode,
+)
+from reft_edge.wire.mqtt import Connected, Disconnected, MqttLink, Received, Rejected
+from reft_edge.wire.topics import DeviceTopic, blob_topic, device_topic
+from reft_edge.wire.transfer import Courier, Delivered, Fetched, Lost, TransferEvent
+
+FIRST_CONNECT_S = 15.0
+"""An agent that never reached its broker gives up after this: a wrong address. One that did tries for ever."""
+
+REMIND_S = 30.0
+"""A finished update is announced again this often until its receipt comes."""
+
+PROGRESS_EXPIRES_S = 30.0
+"""Progress that could not be told in time is not worth telling."""
+
+MAX_REASON_CHARACTERS = 1000
+"""Reasons go into reports, which are bounded."""
+
+STATUS_OF_PHASE: Mapping[Phase, Literal["idle", "fetching", "training", "uploading"]] = {
+    Phase.IDLE: "idle",
+    Phase.READING: "fetching",
+    Phase.FETCHING: "fetching",
+    Phase.TRAINING: "training",
+    Phase.UPLOADING: "uploading",
+}
+
+logger = logging.getLogger(__name__)
+
+
+class StopRequested:
+    """Put into the queue by a signal."""
+
+
+class Daemon:
+    """One agent. `base_dir` is the folder that relative paths of the settings start from."""
+
+    def __init__(self, settings: AgentSettings, *, base_dir: Path) -> None:
+        self._settings = settings
+        self._base_dir = base_dir
+        self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._spool = Spool(base_dir / settings.spool, max_blob_bytes=settings.limits.max_model_bytes)
+        self._session = Session()
+        self._waiting: deque[SessionEvent] = deque()
+        self._profile: DeviceProfile | None = None
+        self._description: DataDescription | None = None
+        self._data_key: str | None = None
+        self._said_status: Status | None = None
+        self._remind_at: float | None = None
+        self._supervisor = Supervisor(self._worker_configuration(), self._events)
+        self._jobs = Jobs(self._supervisor)
+        self._link = MqttLink(
+            settings.broker,
+            client_id=settings.device,
+            events=self._events,
+            will=(self._topic("status"), encode(Status(online=False))),
+            subscriptions=[(self._topic("task"), 1), (self._topic("down"), 0)],
+        )
+        self._blob_topics = blob_topic(settings.federation, "", "").rstrip("/") + "/"
+        self._courier = Courier(
+            self._spool.blobs,
+            lambda payload: self._publish("up", payload, qos=0),
+            may_serve=self._may_serve,
+            subscribe_block=lambda transfer, name: self._link.subscribe(self._block_topic(transfer, name), 1),
+            unsubscribe_block=lambda transfer, name: self._link.unsubscribe(self._block_topic(transfer, name)),
+        )
+
+    def run(self) -> None:
+        """Serve until a signal asks to stop.
+
+        Raises `BrokerError` when the broker was never reached, `DataError` when the data cannot be used, `ConfigError`
+        or `ResourceError` when the spool or the device does not allow to begin.
+        """
+        self._spool.lock()
+        previous = [(number, signal.signal(number, self._on_signal)) for number in (signal.SIGTERM, signal.SIGINT)]
+        try:
+            self._start()
+            while not isinstance(event := self._next_event(), StopRequested):
+                self._handle(event)
+                self._do_what_is_due()
+        finally:
+            for number, handler in previous:
+                signal.signal(number, handler)
+            self._stop()
+
+    # Starting and stopping.
+
+    def _start(self) -> None:
+        self._session = Session(self._spool.load_state())
+        self._learn_about_device()
+        self._learn_about_data()
+        self._link.start(wait_s=None if self._spool.was_used else FIRST_CONNECT_S)
+        update = self._session.state.outcome
+        is_here = isinstance(update, Done) and self._spool.blobs.has(update.update.blob.sha256)
+        actions = self._session.resume(update_is_here=is_here, now=time.monotonic())
+        self._apply(actions)
+        self._jobs_proceed()
+
+    def _stop(self) -> None:
+        logger.info("stopping")
+        self._supervisor.stop()
+        self._courier.close()
+        if self._session.state.phase is Phase.TRAINING:
+            self._session.note_clean_stop()
+            self._spool.save_state(self._session.state)
+        if self._link.connected:
+            self._publish("status", encode(Status(online=False, version=reft_edge.__version__)), retain=True)
+        self._link.stop()
+        self._spool.unlock()
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._events.put(StopRequested())
+
+    def _worker_configuration(self) -> Configure:
+        return Configure(
+            device=self._settings.device,
+            data=self._settings.data,
+            base_dir=str(self._base_dir),
+            spool=str(self._spool.root),
+            limits=self._settings.limits,
+            log_level=logging.getLogger().getEffectiveLevel(),
+        )
+
+    def _learn_about_device(self) -> None:
+        """The profile from the settings, from the spool, or from the worker. Raises `ConfigError`."""
+        wanted = self._settings.profile
+        if wanted.path:
+            self._know_device(DeviceProfile.read(self._base_dir / wanted.path))
+        elif (cached := self._spool.load_profile(self._profile_key())) is not None:
+            self._know_device(cached)
+        else:
+            logger.info("measuring this device, for about %d s", 20 if wanted.quick else 50)
+            self._jobs.add(MeasureDevice(quick=wanted.quick))
+
+    def _profile_key(self) -> str:
+        """A measurement holds until the version or the number of threads changes."""
+        return f"{reft_edge.__version__}/{self._settings.limits.n_threads}/{self._settings.profile.quick}"
+
+    def _know_device(self, profile: DeviceProfile) -> None:
+        self._profile = limited_profile(profile, self._settings.limits)
+        self._announce()
+
+    def _learn_about_data(self) -> None:
+        """The description from the spool if no file has changed, else from the worker."""
+        self._data_key = fingerprint(self._settings.data, base_dir=self._base_dir)
+        cached = None if self._data_key is None else self._spool.load_description(self._data_key)
+        if cached is not None:
+            self._know_data(cached)
+        else:
+            self._jobs.add(DescribeData())
+
+    def _know_data(self, description: DataDescription) -> None:
+        logger.info(
+            "data: %d samples to train on, %d held out", description.training_samples, description.holdout_samples
+        )
+        self._description = description
+        self._announce()
+
+    def _announce(self) -> None:
+        """Say what this device is, once that is known and there is somebody to hear it."""
+        if self._profile is None or self._description is None or not self._link.connected:
+            return
+        announcement = ProfileAnnouncement(
+            profile=self._profile,
+            training_samples=self._description.training_samples,
+            holdout_samples=self._description.holdout_samples,
+            input_shape=self._description.input_shape,
+            n_classes=self._description.n_classes,
+        )
+        self._publish("profile", encode(announcement), retain=True)
+
+    # The main loop.
+
+    def _next_event(self) -> Any:
+        """The next event; None when something is due first."""
+        now = time.monotonic()
+        timers = [self._courier.next_wakeup(now), self._remind_at, self._worker_idle_at()]
+        due = min((at for at in timers if at is not None), default=None)
+        try:
+            return self._events.get(timeout=None if due is None else max(0.0, due - now))
+        except queue.Empty:
+            return None
+
+    def _do_what_is_due(self) -> None:
+        now = time.monotonic()
+        self._transferred(self._courier.tick(now))
+        if self._remind_at is not None and now >= self._remind_at:
+            self._remind_at = now + REMIND_S
+            self._feed(ReminderDue())
+        idle_at = self._worker_idle_at()
+        if idle_at is not None and now >= idle_at:
+            logger.info("the worker is idle; letting it go")
+            self._jobs.release()
+
+    def _worker_idle_at(self) -> float | None:
+        return self._jobs.idle_at(self._settings.limits.idle_worker_s)
+
+    def _handle(self, event: Any) -> None:
+        match event:
+            case Connected():
+                logger.info("connected to broker %s", self._settings.broker.address)
+                self._connected()
+            case Disconnected(reason=reason):
+                logger.warning("offline: %s", reason)
+                self._transferred(self._courier.set_connected(False, time.monotonic()))
+            case Rejected(reason=reason):
+                logger.warning("%s", reason)
+            case Received():
+                self._received(event)
+            case WorkerSaid() | WorkerEnded():
+                self._worker_event(event)
+
+    def _connected(self) -> None:
+        self._said_status = None
+        self._say_status()
+        self._announce()
+        self._spool.save_state(self._session.state)  # marks the spool as used: from now on the broker is only away
+        self._transferred(self._courier.set_connected(True, time.monotonic()))
+        self._feed(LinkUp())
+
+    def _received(self, message: Received) -> None:
+        """A message from the broker; garbage is logged and dropped."""
+        try:
+            if message.topic == self._topic("task"):
+                if message.payload:  # an empty one clears the topic and says nothing to us
+                    task = decode_task(message.payload)
+                    self._feed(RunClosed() if isinstance(task, Close) else TaskArrived(task=task))
+            elif message.topic == self._topic("down") or message.topic.startswith(self._blob_topics):
+                self._transferred(self._courier.handle(message.payload, time.monotonic()))
+        except (RemoteProtocolError, BundleError) as exc:
+            logger.warning("%s: dropped: %s", message.topic, exc)
+
+    def _transferred(self, events: Sequence[TransferEvent]) -> None:
+        for event in events:
+            match event:
+                case Fetched(sha256=sha256):
+                    self._feed(BlobFetched(sha256=sha256))
+                case Lost(sha256=sha256, reason=reason):
+                    self._feed(BlobLost(sha256=sha256, reason=reason[:MAX_REASON_CHARACTERS]))
+                case Delivered(sha256=sha256):
+                    self._feed(BlobDelivered(sha256=sha256))
+
+    # The worker.
+
+    def _worker_event(self, event: WorkerSaid | WorkerEnded) -> None:
+        news = self._jobs.handle(event, time.monotonic())
+        if isinstance(news, TrainingProgress):
+            self._feed(
+                TrainingProgressed(
+                    task=news.task, steps_done=news.steps_done, steps_total=news.steps_total, loss=news.loss
+                )
+            )
+        elif news is not None:
+            self._job_ended(news)
+            self._jobs_proceed()
+
+    def _jobs_proceed(self) -> None:
+        while (failed := self._jobs.proceed(time.monotonic())) is not None:
+            self._job_ended(failed)
+
+    def _job_ended(self, ended: JobEnded) -> None:
+        """What the worker found out, or how it ended. Raises `DataError` or `ResourceError` when we cannot go on."""
+        match ended.job, ended.answer:
+            case _, DeviceMeasured(profile=profile):
+                self._spool.save_profile(self._profile_key(), profile)
+                self._know_device(profile)
+            case MeasureDevice(), (MeasuringFailed() | WorkerEnded()) as failure:
+                raise ResourceError(
+                    f"this device cannot be measured: {failure.reason}; "
+                    "measure it with reft-edge profile-device --output, and name the file in [profile] path"
+                )
+            case _, DataDescribed(description=description):
+                if self._data_key is not None:
+                    self._spool.save_description(self._data_key, description)
+                self._know_data(description)
+            case DescribeData(), (DataRefused() | WorkerEnded()) as failure:
+                raise DataError(failure.reason)
+            case _, Finished() as finished:
+                self._feed(
+                    TrainingFinished(
+                        task=finished.task,
+                        update=finished.update,
+                        measured=finished.measured,
+                        residual=finished.residual,
+                    )
+                )
+            case Train(task=task), (TaskFailed() | WorkerEnded()) as failure:
+                reason = failure.reason[:MAX_REASON_CHARACTERS]
+                self._feed(TrainingFailed(task=task.task, kind=failure.kind, reason=reason))
+
+    # The session.
+
+    def _feed(self, event: SessionEvent) -> None:
+        """Give the session an event, and those that follow from its actions, in order."""
+        self._waiting.append(event)
+        if len(self._waiting) > 1:
+            return  # we are inside an action of an earlier event
+        while self._waiting:
+            before = self._session.state
+            actions = self._session.handle(self._waiting[0], time.monotonic())
+            if self._session.state is not before:
+                self._spool.save_state(self._session.state)
+            self._apply(actions)
+            self._waiting.popleft()
+        uploading = self._session.state.phase is Phase.UPLOADING
+        if not uploading:
+            self._remind_at = None
+        elif self._remind_at is None:
+            self._remind_at = time.monotonic() + REMIND_S
+        self._say_status()
+
+    def _apply(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            match action:
+                case Fetch(ref=ref, broadcast=broadcast):
+                    self._transferred(self._courier.fetch(ref, time.monotonic(), broadcast=broadcast))
+                case ReadManifest(task=task):
+                    self._read_manifest(task)
+                case StartTraining(task=task, residual=residual):
+                    logger.info("training: task %s", task.task)
+                    self._jobs.add(Train(task=task, residual=residual, asked_at=0.0))
+                    self._jobs_proceed()
+                case StopTraining():
+                    self._jobs.cancel_training()
+                case ReleaseWorker():
+                    self._jobs.release()
+                case Say(report=report):
+                    self._say(report)
+                case Sweep():
+                    self._sweep()
+
+    def _read_manifest(self, task: Task) -> None:
+        """Check what is to be trained against what this device can do."""
+        try:
+            manifest = Manifest.from_json(self._spool.blobs.read(task.bundle))
+        except BundleError as exc:
+            self._feed(ManifestRefused(reason=str(exc)[:MAX_REASON_CHARACTERS]))
+            return
+        reason = refusal(manifest, task, limits=self._settings.limits, profile=self._profile, data=self._description)
+        if reason is None:
+            self._feed(ManifestAccepted(parts=task_parts(manifest, task)))
+        else:
+            self._feed(ManifestRefused(reason=reason[:MAX_REASON_CHARACTERS]))
+
+    def _sweep(self) -> None:
+        needed = self._session.needed_blobs()
+        for sha256 in self._courier.fetching - needed:
+            self._courier.cancel(sha256)
+        residual = self._session.state.residual
+        self._spool.sweep(keep_blobs=needed, keep_residual=None if residual is None else residual.name)
+
+    def _may_serve(self, sha256: str) -> bool:
+        """The coordinator may have the update and nothing else."""
+        outcome = self._session.state.outcome
+        return isinstance(outcome, Done) and sha256 == outcome.update.blob.sha256
+
+    # Speaking.
+
+    def _say(self, report: Report) -> None:
+        if isinstance(report, Failed):
+            logger.warning("task %s failed (%s): %s", report.task, report.kind, report.reason)
+        elif not isinstance(report, Progress):
+            logger.info("task %s: %s", report.task, getattr(report, "reason", type(report).__name__.lower()))
+        expires_s = PROGRESS_EXPIRES_S if isinstance(report, Progress) else None
+        self._publish("report", encode(report), expires_s=expires_s)
+
+    def _say_status(self) -> None:
+        """Publish the status if it has changed."""
+        state = self._session.state
+        status = Status(
+            online=True,
+            version=reft_edge.__version__,
+            state=STATUS_OF_PHASE[state.phase],
+            task=state.task.task if state.task is not None and state.phase is not Phase.IDLE else None,
+        )
+        if status != self._said_status and self._link.connected:
+            self._said_status = status
+            self._publish("status", encode(status), retain=True)
+
+    def _publish(
+        self, topic: DeviceTopic, payload: bytes, *, qos: int = 1, retain: bool = False, expires_s: float | None = None
+    ) -> None:
+        self._link.publish(self._topic(topic), payload, qos=qos, retain=retain, expires_s=expires_s)
+
+    def _topic(self, topic: DeviceTopic) -> str:
+        return device_topic(self._settings.federation, self._settings.device, topic)
+
+    def _block_topic(self, transfer: str, name: str) -> str:
+        return blob_topic(self._settings.federation, transfer, name)

@@ -1,0 +1,126 @@
+"""What the worker is asked to do, one thing at a time.
+
+Between the daemon and the supervisor: keeps a line of jobs, starts the next when one has ended, and says how each
+ended. A worker that measured the device is let go, because what it measured with would count as memory of the next
+training.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import msgspec
+
+from reft_edge.agent.protocol import (
+    Answer,
+    Cancel,
+    DataDescribed,
+    DataRefused,
+    DescribeData,
+    DeviceMeasured,
+    Finished,
+    MeasureDevice,
+    MeasuringFailed,
+    Stopped,
+    TaskFailed,
+    Train,
+    TrainingProgress,
+)
+from reft_edge.agent.supervisor import Supervisor, WorkerEnded, WorkerSaid
+from reft_edge.errors import ResourceError
+
+Job: TypeAlias = MeasureDevice | DescribeData | Train
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobEnded:
+    """`answer` is what the worker said last, or how it died."""
+
+    job: Job
+    answer: Answer | WorkerEnded
+
+
+class Jobs:
+    """The worker's line of jobs. `now` is the monotonic clock in seconds."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._waiting: deque[Job] = deque()
+        self._current: Job | None = None
+        self._idle_since = 0.0
+        self._released = False
+
+    def add(self, job: Job) -> None:
+        """Put a job in line; `proceed` starts it."""
+        self._waiting.append(job)
+        self._released = False
+
+    def cancel_training(self) -> None:
+        """Trainings in line are dropped, one in progress is told to stop."""
+        self._waiting = deque(job for job in self._waiting if not isinstance(job, Train))
+        if isinstance(self._current, Train):
+            self._supervisor.send(Cancel(task=self._current.task.task))
+
+    def handle(self, event: WorkerSaid | WorkerEnded, now: float) -> JobEnded | TrainingProgress | None:
+        """What an event of the worker means; None when it is of no interest any more."""
+        if event.worker != self._supervisor.worker:
+            return None
+        if isinstance(event, WorkerEnded):
+            self._supervisor.forget(event.worker)
+            job = self._current
+            self._current = None
+            self._idle_since = now
+            return None if job is None else JobEnded(job=job, answer=event)
+        answer = event.answer
+        if isinstance(answer, TrainingProgress):
+            return answer
+        job = self._current
+        if job is None or not _ends(job, answer):
+            logger.error("the worker said %s while nobody asked", type(answer).__name__)
+            return None
+        self._current = None
+        self._idle_since = now
+        spent = isinstance(job, MeasureDevice) or (isinstance(answer, TaskFailed) and answer.kind == "out_of_memory")
+        if spent or self._released:
+            self._supervisor.stop()
+        return JobEnded(job=job, answer=answer)
+
+    def proceed(self, now: float) -> JobEnded | None:
+        """Start the next job if none is in progress; what comes back is a job whose worker could not be started."""
+        if self._current is not None or not self._waiting:
+            return None
+        job = self._waiting.popleft()
+        if isinstance(job, Train):
+            job = msgspec.structs.replace(job, asked_at=now)
+        try:
+            self._supervisor.send(job)
+        except ResourceError as exc:
+            return JobEnded(job=job, answer=WorkerEnded(worker=0, kind="crashed", reason=str(exc)))
+        self._current = job
+        return None
+
+    def idle_at(self, idle_s: float) -> float | None:
+        """When the worker will have been idle for `idle_s`; None while there is none or it works."""
+        busy = self._current is not None or self._waiting
+        return None if busy or self._supervisor.worker is None else self._idle_since + idle_s
+
+    def release(self) -> None:
+        """Let the worker go, when it has ended what it does."""
+        self._released = True
+        if self._current is None:
+            self._supervisor.stop()
+
+
+def _ends(job: Job, answer: Answer) -> bool:
+    match job:
+        case MeasureDevice():
+            return isinstance(answer, DeviceMeasured | MeasuringFailed)
+        case DescribeData():
+            return isinstance(answer, DataDescribed | DataRefused)
+        case Train(task=task):
+            return isinstance(answer, Finished | TaskFailed | Stopped) and answer.task == task.task
