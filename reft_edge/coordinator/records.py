@@ -69,21 +69,33 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):
-    """What the planner expects of one device in one round, corrections included."""
+    """What the planner expects of one device in one round, corrections included. Seconds and bytes."""
 
     download_s: float = 0.0
     start_s: float = 0.0
+    """Worker start and session creation."""
+    steps: int = 0
+    step_s: float = 0.0
+    """Of a full batch."""
     training_s: float = 0.0
+    evaluation_s: float = 0.0
+    """Of the holdout, before and after training."""
     upload_s: float = 0.0
     peak_memory_bytes: float = 0.0
     down_bytes: float = 0.0
     up_bytes: float = 0.0
+    uncorrected_download_s: float = 0.0
+    """The `uncorrected` figures follow from profile and cost alone: what the field of the same name in `Measured` is
+    compared with."""
+    uncorrected_start_s: float = 0.0
     uncorrected_training_s: float = 0.0
-    """From the profile alone: what `Measured.training_s` is compared with."""
+    uncorrected_peak_memory_bytes: float = 0.0
+    base_memory_bytes: float = 0.0
+    """Of the peak, what the worker takes without a model."""
 
     @property
     def round_s(self) -> float:
-        return self.download_s + self.start_s + self.training_s + self.upload_s
+        return self.download_s + self.start_s + self.training_s + self.evaluation_s + self.upload_s
 
 
 class AssignmentRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,241 @@
+"""How long one round of one variant takes on one device, and how much memory.
+
+Everything follows from the compiled step's `Cost`, the `DeviceProfile` and the workload; what earlier rounds measured
+corrects it. Times are expectations. Memory is meant as an upper bound: a worker that runs out of memory has cost a
+round, one that was given a smaller variant has cost a little accuracy.
+
+Pure: no clock, no I/O. Which variant a device gets is `policies`' and `planning`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import ceil, exp, log
+from statistics import median
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from reft_edge.bundle.manifest import Cost, Manifest, TensorSpec
+from reft_edge.coordinator.records import Prediction
+from reft_edge.profiling.profile import DeviceProfile, Quantity
+from reft_edge.wire.messages import Measured, WeightsCodec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DEFAULT_LINK_BYTES_PER_S = 1.25e6
+"""10 Mbit/s, for devices whose profile does not know their link."""
+
+WINDOW_BYTES = 8 * 65536
+"""Blocks that a receiver has asked for at most; no more than this travels in one round trip."""
+
+ROUND_TRIPS = 6
+"""Of control messages before and after the blocks of a transfer: task, manifest, offers, receipts."""
+
+START_FLOPS = 3e10
+"""What starting a worker and opening its sessions costs, as training operations: about 1 s on a laptop, 15 s on a
+Raspberry Pi Zero 2 W. The first round measures it."""
+
+SESSION_BYTES = 24 * 2**20
+"""What opening sessions adds to a worker without a model. Measured with onnxruntime 1.31 on x86-64: 13 MiB for an MLP,
+16 to 20 MiB for small convolutional nets."""
+
+ACTIVATION_FACTOR = 1.75
+"""Activations take more than their own bytes: convolutions need a workspace and the arena is not packed tightly.
+Measured with batches of 32 and 128: 1.0 (transformer), 1.1 (MobileNetV2), 1.4 (ResNet), 1.5 to 1.65 (VGG)."""
+
+WEIGHT_COPIES = 5
+"""Copies of the weights that a worker holds besides the training step's own: received, trained, their difference, the
+update as it is encoded, and what the codec left out."""
+
+RECENT = 5
+"""Rounds that a correction looks back: a median over them forgets one bad round, and follows a warmer summer."""
+
+MEMORY_MARGIN = 1.1
+"""Over the largest measured peak: what did not happen in the last rounds may happen in the next."""
+
+TIME_LIMITS = (0.02, 50.0)
+MEMORY_LIMITS = (0.5, 4.0)
+"""Bounds of corrections: beyond them, a measurement says something else than how fast the device is."""
+
+
+class Workload(msgspec.Struct, frozen=True, kw_only=True):
+    """What a round asks of every device."""
+
+    local_epochs: int
+    batch_size: int
+    deadline_s: float
+    weights_codec: WeightsCodec = "float16"
+    update_codec: WeightsCodec = "int8"
+
+
+class Correction(msgspec.Struct, frozen=True, kw_only=True):
+    """How far off predictions were for one device: measured / predicted."""
+
+    time_factor: float = 1.0
+    """Of training."""
+    start_factor: float = 1.0
+    transfer_factor: float = 1.0
+    memory_factor: float = 1.0
+    """Of what the model adds to the worker."""
+    failed_ratio: float | None = None
+    """The highest pruning ratio at which the device ran out of memory; it gets a higher one from now on."""
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True):
+    """One device as the planner sees it."""
+
+    device: str
+    profile: DeviceProfile
+    training_samples: int
+    holdout_samples: int = 0
+    correction: Correction = Correction()
+
+
+class Option(msgspec.Struct, frozen=True, kw_only=True):
+    """One rung of the ladder: a compiled variant and what it weighs."""
+
+    ratio: float
+    cost: Cost
+    graph_bytes: int
+    """Manifest and both graphs, compressed."""
+    weight_bytes: int
+    """The variant's state in float32."""
+    down_bytes: int
+    """All that travels to a device that has nothing of it yet."""
+    up_bytes: int
+    sample_bytes: int
+    """One sample of the input."""
+
+    @classmethod
+    def of(cls, manifest: Manifest, *, ratio: float, workload: Workload) -> Option:
+        graphs = manifest.training_graph.size_bytes + manifest.inference_graph.size_bytes + len(manifest.to_json())
+        return cls(
+            ratio=ratio,
+            cost=manifest.cost,
+            graph_bytes=graphs,
+            weight_bytes=encoded_bytes(manifest.tensors, "float32"),
+            down_bytes=graphs + encoded_bytes(manifest.tensors, workload.weights_codec),
+            up_bytes=encoded_bytes(manifest.tensors, workload.update_codec),
+            sample_bytes=4 * manifest.input.n_elements,
+        )
+
+
+def encoded_bytes(tensors: Sequence[TensorSpec], codec: WeightsCodec) -> int:
+    """Bytes of a weights or update blob before lossless compression, which saves a tenth at most.
+
+    As `wire.codecs` encodes: tensors of fewer than two axes and integers stay as they are.
+    """
+    total = 0
+    for spec in tensors:
+        entry = 100 + len(spec.name)  # in the container's header
+        itemsize = 8 if spec.dtype == "int64" else 4
+        if spec.dtype != "float32" or len(spec.shape) < 2 or codec == "float32":
+            total += entry + itemsize * spec.n_elements
+        elif codec == "float16":
+            total += entry + 2 * spec.n_elements
+        else:
+            total += 2 * entry + spec.n_elements + 4 * spec.shape[0]
+    return total
+
+
+def predict(device: Device, option: Option, workload: Workload) -> Prediction:
+    """Time and memory of one round of `option` on `device`."""
+    profile, correction, cost = device.profile, device.correction, option.cost
+    flops_per_s = profile.planning_flops_per_s
+    per_sample_s = cost.step_flops_per_sample / flops_per_s
+    training_s = workload.local_epochs * device.training_samples * per_sample_s
+    download_s = _transfer_s(option.down_bytes, profile.link_down_bytes_per_s, profile)
+    base = profile.planning_base_bytes
+    batch = min(workload.batch_size, max(1, device.training_samples))
+    data = (device.training_samples + device.holdout_samples) * option.sample_bytes
+    model = model_memory_bytes(option, batch) + data
+    start_s = START_FLOPS / flops_per_s
+    return Prediction(
+        download_s=download_s * correction.transfer_factor,
+        start_s=start_s * correction.start_factor,
+        steps=workload.local_epochs * ceil(device.training_samples / workload.batch_size),
+        step_s=batch * per_sample_s * correction.time_factor,
+        training_s=training_s * correction.time_factor,
+        evaluation_s=4 * cost.forward_macs * device.holdout_samples / flops_per_s * correction.time_factor,
+        upload_s=_transfer_s(option.up_bytes, profile.link_up_bytes_per_s, profile) * correction.transfer_factor,
+        peak_memory_bytes=base + model * correction.memory_factor,
+        down_bytes=option.down_bytes,
+        up_bytes=option.up_bytes,
+        uncorrected_download_s=download_s,
+        uncorrected_start_s=start_s,
+        uncorrected_training_s=training_s,
+        uncorrected_peak_memory_bytes=base + model,
+        base_memory_bytes=base,
+    )
+
+
+def model_memory_bytes(option: Option, batch_size: int) -> float:
+    """Upper bound of what a model adds to a worker in training, the data apart.
+
+    Peaks of ten models from an MLP to VGG16, batches of 8 to 128, were between 54% and 96% of it.
+    """
+    cost = option.cost
+    activations = ACTIVATION_FACTOR * batch_size * cost.memory_per_sample_bytes
+    return SESSION_BYTES + cost.memory_fixed_bytes + activations + WEIGHT_COPIES * option.weight_bytes
+
+
+def unfit(device: Device, option: Option, prediction: Prediction) -> str:
+    """Why the variant does not fit the device's memory or disk, whatever the time; empty if it does."""
+    available = device.profile.planning_memory_bytes
+    if prediction.peak_memory_bytes > available:
+        need = ceil(prediction.peak_memory_bytes / 2**20)
+        return f"needs {need} MiB of memory at ratio {option.ratio:.3g} but has {int(available / 2**20)} MiB"
+    disk = device.profile.disk_free_bytes
+    # Blobs as they travel, the update, and the residual of its codec.
+    need_disk = option.down_bytes + option.up_bytes + option.weight_bytes
+    if disk is not None and need_disk > disk.value:
+        need = ceil(need_disk / 2**20)
+        return f"needs {need} MiB of disk at ratio {option.ratio:.3g} but has {int(disk.value / 2**20)} MiB"
+    return ""
+
+
+def correct(history: Iterable[tuple[Prediction, Measured]], *, failed_ratios: Iterable[float] = ()) -> Correction:
+    """What the rounds of one device, oldest first, say about its next one.
+
+    `failed_ratios`: pruning ratios at which it ran out of memory.
+    """
+    rounds = list(history)[-RECENT:]
+    memory = [
+        (measured.peak_memory_bytes - expected.base_memory_bytes)
+        / (expected.uncorrected_peak_memory_bytes - expected.base_memory_bytes)
+        for expected, measured in rounds
+        if measured.peak_memory_bytes > 0 and expected.uncorrected_peak_memory_bytes > expected.base_memory_bytes
+    ]
+    return Correction(
+        time_factor=_typical(rounds, lambda p: p.uncorrected_training_s, lambda m: m.training_s),
+        start_factor=_typical(rounds, lambda p: p.uncorrected_start_s, lambda m: m.start_s),
+        transfer_factor=_typical(rounds, lambda p: p.uncorrected_download_s, lambda m: m.download_s),
+        memory_factor=_bounded(max(memory) * MEMORY_MARGIN, MEMORY_LIMITS) if memory else 1.0,
+        failed_ratio=max(failed_ratios, default=None),
+    )
+
+
+def _typical(
+    rounds: Sequence[tuple[Prediction, Measured]],
+    predicted: Callable[[Prediction], float],
+    measured: Callable[[Measured], float],
+) -> float:
+    """The median of measured / predicted, in logarithms, so that twice and half cancel out."""
+    pairs = [(predicted(expected), measured(found)) for expected, found in rounds]
+    ratios = [log(found / expected) for expected, found in pairs if expected > 0 and found > 0]
+    return _bounded(exp(median(ratios)), TIME_LIMITS) if ratios else 1.0
+
+
+def _bounded(value: float, limits: tuple[float, float]) -> float:
+    return min(max(value, limits[0]), limits[1])
+
+
+def _transfer_s(n_bytes: int, link: Quantity | None, profile: DeviceProfile) -> float:
+    """Seconds until `n_bytes` have arrived, block by block within the window."""
+    rate = link.value if link is not None and link.value > 0 else DEFAULT_LINK_BYTES_PER_S
+    round_trip = profile.link_round_trip_s.value if profile.link_round_trip_s is not None else 0.0
+    if round_trip > 0:
+        rate = min(rate, WINDOW_BYTES / round_trip)
+    return n_bytes / rate + ROUND_TRIPS * round_trip
