@@ -116,7 +116,7 @@ def unpack_tensors(data: bytes, *, max_bytes: int) -> tuple[dict[str, Array], di
         header = msgspec.json.decode(content[8 : 8 + length], type=dict[str, msgspec.Raw])
         metadata = msgspec.json.decode(header.pop("__metadata__", msgspec.Raw(b"{}")), type=dict[str, str])
         entries = {name: msgspec.json.decode(raw, type=_Entry) for name, raw in header.items()}
-    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise BundleError(f"tensor container has a malformed header: {exc}") from exc
     if len(entries) > MAX_TENSORS:
         raise BundleError(f"tensor container has {len(entries)} tensors; at most {MAX_TENSORS} are accepted")

@@ -21,8 +21,12 @@ SCHEMA = 1
 MAX_MESSAGE_BYTES = 96 * 1024
 """96 KiB: a control message is read whole, and must fit the 128 KiB packet limit of our broker configuration."""
 
-Name: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
-"""A federation, a device, a task or a transfer."""
+Name: TypeAlias = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
+"""A federation, a device or a task. The patterns end with \\Z, because $ lets a line break through."""
+Digest: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+"""SHA-256 of a blob."""
+TransferName: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
+"""Names a transfer in block headers and topics: the first 16 digits of the blob's SHA-256."""
 Text: TypeAlias = Annotated[str, Meta(max_length=2000)]
 Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
 Seconds: TypeAlias = Annotated[float, Meta(ge=0)]
@@ -180,11 +184,10 @@ TaskMessage: TypeAlias = Task | Close
 class BlobOffer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):
     """Answer to `Want`: how the blob is cut. The receiver checks every block by its short hash."""
 
-    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Digest
     size_bytes: Count
     block_bytes: Annotated[int, Meta(ge=1024, le=256 * 1024)]
-    transfer: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}$")]
-    """Names the transfer in block headers and topics: the first 16 digits of the SHA-256."""
+    transfer: TransferName
     part: Count = 0
     """Long hash lists travel in parts; this is part `part` of `parts`."""
     parts: Annotated[int, Meta(ge=1, le=4096)] = 1
@@ -195,26 +198,26 @@ class BlobOffer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):
 class Want(msgspec.Struct, frozen=True, kw_only=True, tag="want"):
     """The receiver asks how a blob is cut (before its first block)."""
 
-    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Digest
 
 
 class RequestBlocks(msgspec.Struct, frozen=True, kw_only=True, tag="request"):
     """The receiver asks for blocks: ranges of (first, count)."""
 
-    transfer: Annotated[str, Meta(pattern=r"^[0-9a-f]{16}$")]
+    transfer: TransferName
     ranges: Annotated[tuple[tuple[Count, Count], ...], Meta(min_length=1, max_length=64)]
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True, tag="receipt"):
     """The receiver has the whole blob, checked and on its disk."""
 
-    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Digest
 
 
 class Gone(msgspec.Struct, frozen=True, kw_only=True, tag="gone"):
     """The sender does not hold this blob."""
 
-    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Digest
 
 
 TransferMessage: TypeAlias = Want | BlobOffer | RequestBlocks | Receipt | Gone
@@ -262,5 +265,5 @@ def _decode(decoder: msgspec.json.Decoder[Kind], payload: bytes) -> Kind:
         raise RemoteProtocolError(f"message of {len(payload)} bytes; at most {MAX_MESSAGE_BYTES} are read")
     try:
         return decoder.decode(payload)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise RemoteProtocolError(f"message is not valid: {exc}") from exc

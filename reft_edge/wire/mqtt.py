@@ -233,11 +233,12 @@ class MqttLink:
 
     def _run(self) -> None:
         delay_bound = 2 * MIN_RECONNECT_S
+        connected_at = 0.0
         while not self._stopping:
             connection = None
             try:
                 connection = self._connect()
-                delay_bound = 2 * MIN_RECONNECT_S
+                connected_at = time.monotonic()
                 self._serve(connection)
             except BrokerConnectionError as exc:
                 self._report_failure(exc)
@@ -248,6 +249,8 @@ class MqttLink:
                 _log.debug("connection failed", exc_info=True)
             finally:
                 self._close(connection)
+            if connection is not None and time.monotonic() - connected_at > MAX_RECONNECT_S:
+                delay_bound = 2 * MIN_RECONNECT_S  # it was not a connection that breaks again at once
             if not self._stopping:
                 self._pause(delay_bound)
                 delay_bound = min(MAX_RECONNECT_S, 2 * delay_bound)

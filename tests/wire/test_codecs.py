@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reft_edge.bundle.container import pack_tensors
+from reft_edge.bundle.container import compress, pack_tensors
 from reft_edge.bundle.manifest import TensorSpec
 from reft_edge.errors import BundleError
 from reft_edge.wire.codecs import ErrorFeedback, decode_tensors, encode_tensors
@@ -168,6 +168,12 @@ def test_damaged_bytes_raise_bundle_error_and_nothing_else(data: st.DataObject) 
         except BundleError:
             continue
         assert {name: array.shape for name, array in decoded.items()} == {"w": (2, 3), "b": (2,)}
+
+
+def test_a_deeply_nested_header_is_refused() -> None:
+    header = b'{"a":' * 20_000
+    with pytest.raises(BundleError, match="malformed"):
+        decode_tensors(compress(len(header).to_bytes(8, "little") + header), "int8", SPECS)
 
 
 def test_another_codec_than_announced_is_refused() -> None:
