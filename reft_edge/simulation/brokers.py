@@ -6,7 +6,6 @@ Mosquitto as a service with the configuration in `broker_config/`.
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
 import shutil
@@ -15,12 +14,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, TypeAlias
 
 from reft_edge.errors import BrokerError
+from reft_edge.simulation.children import end_with_parent
 from reft_edge.wire.endpoint import BrokerSettings
 
 BrokerKind: TypeAlias = Literal["mosquitto", "embedded"]
@@ -32,9 +31,6 @@ _STOP_TIMEOUT_S = 5.0
 _POLL_S = 0.02
 _PORT_ATTEMPTS = 3
 """A free port is found by asking the kernel; until the broker takes it, somebody else may."""
-
-_PR_SET_PDEATHSIG = 1
-"""prctl(2), Linux: the signal that a process gets when its parent dies."""
 
 _MOSQUITTO_CONFIGURATION = """\
 listener {port} {bind}
@@ -110,7 +106,7 @@ class RunningBroker:
         command = self._mosquitto_command() if self.kind == "mosquitto" else self._embedded_command()
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=log, stderr=log, preexec_fn=_end_with_parent()
+                command, stdin=subprocess.PIPE, stdout=log, stderr=log, preexec_fn=end_with_parent()
             )
         self._wait_until_accepting()
 
@@ -222,11 +218,3 @@ def _check_free(host: str, port: int) -> None:
             return
     except OSError as exc:
         raise BrokerError(f"cannot listen on {host}:{port}: {exc.strerror or exc}; choose another --port") from exc
-
-
-def _end_with_parent() -> Callable[[], object] | None:
-    """For the child, before exec: SIGTERM when the parent dies. Linux only; elsewhere a killed parent leaves it."""
-    if not sys.platform.startswith("linux"):
-        return None
-    prctl = ctypes.CDLL(None).prctl
-    return lambda: prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
