@@ -10,20 +10,21 @@ import datetime
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import reft_edge
 from reft_edge.agent.base_memory import runtime_base_bytes
-from reft_edge.agent.link_probe import measure_link
-from reft_edge.agent.reference_step import Workload, matrix_product, training_step
-from reft_edge.profiling.load import NOTABLE_SHARE, Load, read_load
-from reft_edge.profiling.memory import copy_bandwidth, disk_free_bytes, memory_room
+from reft_edge.agent.link_probe import LinkSpeed, measure_link
+from reft_edge.agent.reference_step import matrix_product, training_step
+from reft_edge.profiling.load import NOTABLE_SHARE, read_load
+from reft_edge.profiling.memory import MemoryRoom, copy_bandwidth, disk_free_bytes, memory_room
 from reft_edge.profiling.profile import DeviceProfile, Quantity
 from reft_edge.profiling.sustained import Rate, Repetition, sustained_rate
 from reft_edge.profiling.system import System, read_system, suggested_name
 from reft_edge.profiling.thermal import Thermal, read_thermal
 from reft_edge.wire.endpoint import BrokerSettings
 
-Progress = Callable[[str], None]
+Tell: TypeAlias = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +55,31 @@ _FULL = _Effort(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """A profile, and what a person should know before relying on it."""
+class Readings:
+    """What was read and timed, before it becomes a profile."""
 
-    profile: DeviceProfile
-    warnings: tuple[str, ...]
+    system: System
+    room: MemoryRoom
+    link: LinkSpeed | None
+    base_bytes: int | None
+    copy: Rate
+    product: Rate
+    product_of: str
+    training: Rate
+    training_of: str
+    thermal: Thermal
+    others: float
+    """Share of the processor that others took while the rates were timed."""
+
+    @property
+    def training_per_s(self) -> float:
+        """FLOP/s to plan with.
+
+        Where training became slower towards the end, the board throttles and will when it trains, so the later figure
+        counts; unless somebody else computes now, which is no property of the board.
+        """
+        throttles = self.thermal.throttled or (self.training.slowed and self.others <= NOTABLE_SHARE)
+        return self.training.late_per_s if throttles else self.training.per_s
 
 
 def measure_profile(
@@ -68,42 +89,40 @@ def measure_profile(
     disk_path: Path,
     name: str | None = None,
     broker: BrokerSettings | None = None,
-    progress: Progress | None = None,
+    progress: Tell | None = None,
+    warn: Tell | None = None,
 ) -> DeviceProfile:
-    """The profile that `measure` makes, without its warnings."""
-    return measure(
-        quick=quick, threads=threads, disk_path=disk_path, name=name, broker=broker, progress=progress
-    ).profile
-
-
-def measure(
-    *,
-    quick: bool = False,
-    threads: int | None = None,
-    disk_path: Path,
-    name: str | None = None,
-    broker: BrokerSettings | None = None,
-    progress: Progress | None = None,
-) -> Measurement:
     """Measure this device.
 
     `threads`: how many compute; one for each core that this process may use unless given. `disk_path`: where the agent
-    keeps its files. `name`: of the profile; the board's name unless given. `progress` gets a line before each part.
+    keeps its files. `name`: of the profile; the board's name unless given. `progress` gets a line before each part,
+    `warn` a line for each reason to doubt the result.
+
     Raises `BrokerError` when `broker` is given and cannot be measured.
     """
-    tell = progress or (lambda _line: None)
     effort = _QUICK if quick else _FULL
-    system = read_system()
-    room = memory_room()
+    readings = _read(effort, threads=threads, broker=broker, tell=progress or _silent)
+    profile = to_profile(readings, effort=effort.name, threads=threads, name=name, disk_free=disk_free_bytes(disk_path))
+    for line in (*disturbances(readings), *doubts(readings.system, profile)):
+        (warn or _silent)(line)
+    return profile
+
+
+def _silent(_line: str) -> None:
+    """Nobody listens."""
+
+
+def _read(effort: _Effort, *, threads: int | None, broker: BrokerSettings | None, tell: Tell) -> Readings:
+    system, room = read_system(), memory_room()
     n_threads = threads or system.threads
-    thermal_before, load_before = read_thermal(), read_load()
     # The link comes first: a wrong address should not cost half a minute.
     link = None
     if broker is not None:
         tell(f"link to broker {broker.address}")
         link = measure_link(broker, budget_s=effort.link_s)
     tell("memory of an empty worker")
-    base = runtime_base_bytes()
+    base_bytes = runtime_base_bytes()
+    thermal, load = read_thermal(), read_load()
     tell("memory bandwidth")
     copy = copy_bandwidth(threads=n_threads, available_bytes=room.available_bytes, repetition=effort.copy)
     product = matrix_product(threads=n_threads)
@@ -113,40 +132,51 @@ def measure(
     step = training_step(threads=n_threads)
     tell(step.description)
     step_rate = sustained_rate(step.run, work=step.flops, repetition=effort.training)
-    thermal = read_thermal().since(thermal_before)
-    others = _others_share(load_before)
-    # Slower towards the end: the board throttles, and will when it trains; unless somebody else computes now.
-    throttles = thermal.throttled or (step_rate.slowed and others <= NOTABLE_SHARE)
-    training_per_s = step_rate.late_per_s if throttles else step_rate.per_s
+    load_after = read_load()
+    return Readings(
+        system=system,
+        room=room,
+        link=link,
+        base_bytes=base_bytes,
+        copy=copy,
+        product=product_rate,
+        product_of=product.description,
+        training=step_rate,
+        training_of=step.description,
+        thermal=read_thermal().since(thermal),
+        others=load_after.others_since(load) if load is not None and load_after is not None else 0.0,
+    )
 
-    note = _Source(effort=effort.name, threads=n_threads)
-    profile = DeviceProfile(
+
+def to_profile(
+    readings: Readings, *, effort: str, threads: int | None, name: str | None, disk_free: int
+) -> DeviceProfile:
+    """The readings as a profile; every value says how and when it was measured."""
+    system, room, link = readings.system, readings.room, readings.link
+    note = _Source(effort=effort, threads=threads or system.threads)
+    base, celsius = readings.base_bytes, readings.thermal.temperature_celsius
+    board = f"{system.board}, " if system.board else ""
+    return DeviceProfile(
         name=name or suggested_name(system),
-        description=_description(system, effort, n_threads),
+        description=f"{board}{system.processor}; {effort} measurement with {note.threads} threads",
         architecture=system.machine,
         processor=system.processor,
         cores=note.measured(system.cores, system.cores_source),
-        clock_hz=_clock(system, note),
+        clock_hz=note.clock(system),
         flops_per_cycle=Quantity(value=system.flops_per_cycle, basis="specified", source=system.flops_per_cycle_source),
-        gemm_flops_per_s=note.rate(product_rate.per_s, product_rate, product),
-        training_flops_per_s=note.rate(training_per_s, step_rate, step),
-        memory_bandwidth_bytes_per_s=note.measured(copy.per_s, f"copy, {_quality(copy)}"),
+        gemm_flops_per_s=note.rate(readings.product.per_s, readings.product, readings.product_of),
+        training_flops_per_s=note.rate(readings.training_per_s, readings.training, readings.training_of),
+        memory_bandwidth_bytes_per_s=note.rate(readings.copy.per_s, readings.copy, "copy"),
         memory_total_bytes=note.measured(room.total_bytes, "/proc/meminfo and control groups"),
         memory_available_bytes=note.measured(room.available_bytes, room.bound_by),
         runtime_base_bytes=None if base is None else note.measured(base, "a fresh process that loaded the trainer"),
-        disk_free_bytes=note.measured(disk_free_bytes(disk_path), "free for an ordinary user"),
-        temperature_celsius=_temperature(thermal, note),
-        throttled=thermal.throttled,
+        disk_free_bytes=note.measured(disk_free, "free for an ordinary user"),
+        # Frost is possible on a mast; a quantity cannot be negative, and below zero nothing throttles.
+        temperature_celsius=None if celsius is None else note.measured(max(0.0, celsius), "processor, after training"),
+        throttled=readings.thermal.throttled,
         link_down_bytes_per_s=None if link is None else note.measured(link.down_bytes_per_s, "payload from the broker"),
         link_up_bytes_per_s=None if link is None else note.measured(link.up_bytes_per_s, "payload to the broker"),
         link_round_trip_s=None if link is None else note.measured(link.round_trip_s, "to the broker and back, median"),
-    )
-    return Measurement(
-        profile=profile,
-        warnings=(
-            *_disturbances(thermal, others, {"the matrix product": product_rate, "training": step_rate}),
-            *_doubts(system, profile),
-        ),
     )
 
 
@@ -162,43 +192,23 @@ class _Source:
         how = f"measured {day} by reft-edge profile-device {reft_edge.__version__}, {self.effort}: {detail}"
         return Quantity(value=value, basis="measured", source=how)
 
-    def rate(self, value: float, rate: Rate, workload: Workload) -> Quantity:
-        return self.measured(value, f"{workload.description}, {self.threads} threads, {_quality(rate)}")
+    def rate(self, value: float, rate: Rate, workload: str) -> Quantity:
+        quality = f"best quarter of {rate.n_batches} batches within {rate.spread:.1%}"
+        return self.measured(value, f"{workload}, {self.threads} threads, {quality}")
+
+    def clock(self, system: System) -> Quantity:
+        if system.clock_source.startswith("assumed"):
+            return Quantity(value=system.clock_hz, basis="specified", source=system.clock_source)
+        return self.measured(system.clock_hz, system.clock_source)
 
 
-def _quality(rate: Rate) -> str:
-    return f"best quarter of {rate.n_batches} batches within {rate.spread:.1%}"
-
-
-def _clock(system: System, note: _Source) -> Quantity:
-    if system.clock_source.startswith("assumed"):
-        return Quantity(value=system.clock_hz, basis="specified", source=system.clock_source)
-    return note.measured(system.clock_hz, system.clock_source)
-
-
-def _temperature(thermal: Thermal, note: _Source) -> Quantity | None:
-    celsius = thermal.temperature_celsius
-    # Frost is possible on a mast; a quantity cannot be negative, and below zero nothing throttles.
-    return None if celsius is None else note.measured(max(0.0, celsius), "hottest processor sensor, after training")
-
-
-def _description(system: System, effort: _Effort, threads: int) -> str:
-    board = f"{system.board}, " if system.board else ""
-    return f"{board}{system.processor}; {effort.name} measurement with {threads} threads"
-
-
-def _others_share(before: Load | None) -> float:
-    after = read_load()
-    return after.others_since(before) if before is not None and after is not None else 0.0
-
-
-def _disturbances(thermal: Thermal, others: float, rates: dict[str, Rate]) -> Iterator[str]:
+def disturbances(readings: Readings) -> Iterator[str]:
     """What made the figures lower or less certain than they might be."""
-    if thermal.throttled:
+    if readings.thermal.throttled:
         yield "the board throttles (too hot, or its power supply too weak): cool it, or count on these figures"
-    if others > NOTABLE_SHARE:
-        yield f"others took {others:.0%} of the processor meanwhile: figures may be low; measure an idle device"
-    for what, rate in rates.items():
+    if readings.others > NOTABLE_SHARE:
+        yield f"others took {readings.others:.0%} of the processor: figures may be low; measure an idle device"
+    for what, rate in (("the matrix product", readings.product), ("training", readings.training)):
         if rate.slowed:
             speeds = f"from {rate.per_s / 1e9:.3g} to {rate.late_per_s / 1e9:.3g} GFLOP/s"
             yield f"{what} slowed down while it was measured, {speeds}: too hot, or disturbed"
@@ -206,7 +216,7 @@ def _disturbances(thermal: Thermal, others: float, rates: dict[str, Rate]) -> It
             yield f"{what} did not settle: its best batches differ by {rate.spread:.0%}; measure again"
 
 
-def _doubts(system: System, profile: DeviceProfile) -> Iterator[str]:
+def doubts(system: System, profile: DeviceProfile) -> Iterator[str]:
     """What this system did not tell, or told wrong."""
     if system.clock_source.startswith("assumed"):
         yield "this system does not tell its clock: the theoretical figure rests on 1 GHz"

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from reft_edge.agent.profiler import Measurement, measure
+from reft_edge.agent.profiler import measure_profile
 from reft_edge.errors import ConfigError, ResourceError
 from reft_edge.profiling.profile import DeviceProfile, Quantity
 from reft_edge.wire.endpoint import BrokerSettings, parse_broker
@@ -40,23 +40,26 @@ def run(args: argparse.Namespace) -> int:
     broker: BrokerSettings | None = parse_broker(args.broker) if args.broker else None
     if args.output is not None:
         _check_writable(args.output)
-    measurement = measure(
+    warnings: list[str] = []
+    profile = measure_profile(
         quick=args.quick,
         threads=args.threads,
         disk_path=args.disk,
         name=args.name,
         broker=broker,
         progress=None if args.quiet else _tell,
+        warn=warnings.append,
     )
-    for warning in measurement.warnings:
+    for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if args.output is not None:
-        _write(args.output, measurement.profile)
-        _tell(f"wrote {args.output}")
+        _write(args.output, profile)
+        if not args.quiet:
+            _tell(f"wrote {args.output}")
     if args.json:
-        print(json.dumps(_document(measurement), indent=1))
+        print(json.dumps(_document(profile, warnings), indent=1))
     else:
-        print("\n".join(table(measurement.profile)))
+        print("\n".join(table(profile)))
     return 0
 
 
@@ -86,12 +89,12 @@ def _write(path: Path, profile: DeviceProfile) -> None:
         raise ResourceError(f"--output {path}: cannot be written: {exc.strerror or exc}") from exc
 
 
-def _document(measurement: Measurement) -> dict[str, object]:
+def _document(profile: DeviceProfile, warnings: list[str]) -> dict[str, object]:
     """The profile's table, and what is computed from it."""
     return {
-        **measurement.profile.to_table(),
-        "theoretical_flops_per_s": measurement.profile.theoretical_flops_per_s,
-        "warnings": list(measurement.warnings),
+        **profile.to_table(),
+        "theoretical_flops_per_s": profile.theoretical_flops_per_s,
+        "warnings": warnings,
     }
 
 

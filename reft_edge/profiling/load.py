@@ -25,7 +25,7 @@ class Load:
     busy_s: float
     """All processes, interrupts, and what a hypervisor gave to other machines."""
     own_s: float
-    """This process with its threads."""
+    """This process with its threads, and its children that have ended."""
 
     def others_since(self, earlier: Load) -> float:
         """Share of all processors' time that others took after `earlier`, 0 to 1."""
@@ -42,5 +42,5 @@ def read_load(root: Path = ROOT) -> Load | None:
         if name == "cpu" and len(rest) >= 4 and all(word.isdigit() for word in rest):
             # user nice system idle iowait irq softirq steal; guest times after them are counted in user already
             ticks = [int(word) / os.sysconf("SC_CLK_TCK") for word in rest[:8]]
-            return Load(total_s=sum(ticks), busy_s=sum(ticks) - sum(ticks[3:5]), own_s=own.user + own.system)
+            return Load(total_s=sum(ticks), busy_s=sum(ticks) - sum(ticks[3:5]), own_s=sum(own[:4]))
     return None
