@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import onnx
 import torch
 
 from reft_edge.bundle.bundle import Bundle, blob_ref
@@ -16,7 +15,7 @@ from reft_edge.bundle.container import compress, pack_tensors
 from reft_edge.bundle.manifest import SGD, CrossEntropy, DType, Loss, Manifest, MeanSquaredError, Optimizer, TensorSpec
 from reft_edge.compile import rules  # noqa: F401 - importing registers them
 from reft_edge.compile.cost import count_cost
-from reft_edge.compile.graph import GraphBuilder, Value
+from reft_edge.compile.graph import Built, GraphBuilder, Value
 from reft_edge.compile.loss import add_loss, target_spec
 from reft_edge.compile.lowering import Lowering, Result, dtype_name
 from reft_edge.compile.optimizer import Updates
@@ -59,8 +58,8 @@ def compile_bundle(
     training, uses_seed = _training_graph(source, training_traces, chosen, options)
     inference = _inference_graph(source, inference_traces)
     weights = pack_tensors({n: t.numpy() for n, t in (*subject.parameters.items(), *subject.buffers.items())})
-    training_blob = compress(training.SerializeToString(deterministic=True), level=GRAPH_LEVEL)
-    inference_blob = compress(inference.SerializeToString(deterministic=True), level=GRAPH_LEVEL)
+    training_blob = compress(training.model.SerializeToString(deterministic=True), level=GRAPH_LEVEL)
+    inference_blob = compress(inference.model.SerializeToString(deterministic=True), level=GRAPH_LEVEL)
     manifest = Manifest(
         model=name or type(module).__name__,
         input=TensorSpec(name="inputs", shape=shape, dtype=input_dtype),
@@ -131,7 +130,7 @@ class _Source:
 
 def _training_graph(
     source: _Source, traces: tuple[Trace, Trace], loss: Loss, optimizer: Optimizer
-) -> tuple[onnx.ModelProto, bool]:
+) -> tuple[Built, bool]:
     """The graph of a step, and whether it draws random numbers."""
     graph = GraphBuilder()
     inputs = source.inputs(graph)
@@ -159,13 +158,13 @@ def _training_graph(
     if not losses:
         raise ModelError("the model's output does not depend on any trained parameter")
     outputs = {"loss": losses[0], **{f"updated/{name}": value for name, value in updates.new.items()}}
-    return graph.model(outputs), lowering.seed is not None
+    return graph.finish(outputs), lowering.seed is not None
 
 
-def _inference_graph(source: _Source, traces: tuple[Trace, Trace]) -> onnx.ModelProto:
+def _inference_graph(source: _Source, traces: tuple[Trace, Trace]) -> Built:
     graph = GraphBuilder()
     results = Lowering(graph).run(traces[0].graph, traces[1].graph, source.inputs(graph))
-    return graph.model({"outputs": _tensor(results[0])})
+    return graph.finish({"outputs": _tensor(results[0])})
 
 
 def _tensor(result: Result) -> Value:

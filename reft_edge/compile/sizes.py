@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from reft_edge.compile.dependencies import FOREIGN_ERRORS
@@ -102,7 +103,8 @@ def count_macs(module: nn.Module, example: torch.Tensor) -> int:
 
     Raises `ModelError` when the module cannot run on it.
     """
-    with FlopCounterMode(display=False) as counter:
+    # Only attention as plain matrix products is counted on every device.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         run(module, example)
     return int(counter.get_total_flops()) // 2
 

@@ -136,8 +136,7 @@ def _convolution_backward(
             grad_input = input_gradient(graph, grad, weight, x.shape, geometry)
         if need_weight:
             grad_weight = weight_gradient(graph, x, grad, weight.shape, geometry)
-    axes = [axis for axis in range(grad.rank) if axis != 1]
-    grad_bias = graph.reduce("ReduceSum", grad, axes, keepdims=False) if need_bias else None
+    grad_bias = graph.channel_sum(grad) if need_bias else None
     return grad_input, grad_weight, grad_bias
 
 
@@ -208,8 +207,7 @@ def weight_gradient(graph: GraphBuilder, x: Value, grad: Value, shape: Shape, ge
 
 def _depthwise_weight_gradient(graph: GraphBuilder, shifted: Sequence[Value], grad: Value, shape: Shape) -> Value:
     """One channel at a time there is no matrix product: multiply and sum for each place of the kernel."""
-    axes = [axis for axis in range(grad.rank) if axis != 1]
-    sums = [graph.reduce("ReduceSum", graph.pointwise("Mul", part, grad), axes, keepdims=False) for part in shifted]
+    sums = [graph.channel_sum(graph.pointwise("Mul", part, grad)) for part in shifted]
     columns = [graph.reshape(total, (shape[0], 1)) for total in sums]
     joined = columns[0] if len(columns) == 1 else graph.op("Concat", *columns, shape=(shape[0], len(columns)), axis=1)
     return graph.reshape(joined, shape)

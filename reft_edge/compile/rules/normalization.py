@@ -82,12 +82,11 @@ def _batch_statistics(
 ) -> tuple[Value, Value, tuple[Value, Value, Value]]:
     """Mean, biased variance, and (output, mean, rstd) with the batch's own statistics."""
     graph = low.graph
-    axes = [axis for axis in range(x.rank) if axis != 1]
-    mean = graph.reduce("ReduceMean", x, axes, keepdims=False)
+    count = graph.number(n_elements((x.shape[0], *x.shape[2:])), x.dtype)
+    mean = graph.pointwise("Div", graph.channel_sum(x), count)
     centred = graph.pointwise("Sub", x, _per_channel(graph, mean, x.rank))
     # Not E[x^2] - E[x]^2, which loses all digits when a channel's mean is far from zero.
-    total = graph.reduce("ReduceSumSquare", centred, axes, keepdims=False)
-    count = graph.number(n_elements((x.shape[0], *x.shape[2:])), x.dtype)
+    total = graph.channel_sum(centred, squared=True)
     variance = graph.pointwise("Div", total, count)
     rstd = _inverse_root(graph, variance, epsilon)
     scale = rstd if weight is None else graph.pointwise("Mul", rstd, weight)
@@ -148,9 +147,8 @@ def _batch_norm_backward(
         mean, rstd = running_mean, _inverse_root(graph, running_var, epsilon)
     if mean is None or rstd is None:
         return None, None, None  # pragma: no cover - torch always saves them in training
-    axes = [axis for axis in range(x.rank) if axis != 1]
-    bias_grad = graph.reduce("ReduceSum", grad, axes, keepdims=False)
-    product = graph.reduce("ReduceSum", graph.pointwise("Mul", grad, x), axes, keepdims=False)
+    bias_grad = graph.channel_sum(grad)
+    product = graph.channel_sum(graph.pointwise("Mul", grad, x))
     # sum(grad * xhat) = (sum(grad * x) - mean * sum(grad)) * rstd
     centred = graph.pointwise("Sub", product, graph.pointwise("Mul", mean, bias_grad))
     weight_grad = graph.pointwise("Mul", centred, rstd)
@@ -276,7 +274,5 @@ def _group_norm_backward(
     normalized = graph.pointwise("Mul", graph.pointwise("Sub", graph.reshape(x, rows), mean), rstd)
     weighted = grad if weight is None else graph.pointwise("Mul", grad, _per_channel(graph, weight, x.rank))
     input_grad = _normalized_gradient(graph, graph.reshape(weighted, rows), normalized, rstd, [2])
-    axes = [axis for axis in range(x.rank) if axis != 1]
-    product = graph.pointwise("Mul", grad, graph.reshape(normalized, x.shape))
-    weight_grad = graph.reduce("ReduceSum", product, axes, keepdims=False)
-    return graph.reshape(input_grad, x.shape), weight_grad, graph.reduce("ReduceSum", grad, axes, keepdims=False)
+    weight_grad = graph.channel_sum(graph.pointwise("Mul", grad, graph.reshape(normalized, x.shape)))
+    return graph.reshape(input_grad, x.shape), weight_grad, graph.channel_sum(grad)

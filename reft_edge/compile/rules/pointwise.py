@@ -222,6 +222,30 @@ def _leaky_relu_backward(low: Lowering, _: NodePair, grad: Value, x: Value, slop
     return graph.pointwise("Mul", grad, select(graph, positive, graph.scalar(1, x.dtype), graph.scalar(slope, x.dtype)))
 
 
+@rule("aten::elu", broadcasts=True)
+def _elu(low: Lowering, _: NodePair, x: Value, alpha: float, scale: float, input_scale: float) -> Value:
+    graph = low.graph
+    curve = graph.pointwise("Exp", graph.pointwise("Mul", x, graph.scalar(input_scale, x.dtype)))
+    curve = graph.pointwise("Sub", curve, graph.scalar(1, x.dtype))
+    negative = graph.pointwise("Mul", curve, graph.scalar(alpha * scale, x.dtype))
+    positive = graph.pointwise("Greater", x, graph.scalar(0, x.dtype), dtype="bool")
+    return select(graph, positive, graph.pointwise("Mul", x, graph.scalar(scale, x.dtype)), negative)
+
+
+@rule("aten::elu_backward", broadcasts=True)
+def _elu_backward(
+    low: Lowering, _: NodePair, grad: Value, alpha: float, scale: float, input_scale: float, is_result: bool, x: Value
+) -> Value:
+    """Slope: scale above zero, else scale * input_scale * alpha * exp(input_scale * x)."""
+    graph = low.graph
+    if is_result:
+        raise ModelError("an ELU in place cannot be compiled; use inplace=False")
+    curve = graph.pointwise("Exp", graph.pointwise("Mul", x, graph.scalar(input_scale, x.dtype)))
+    negative = graph.pointwise("Mul", curve, graph.scalar(scale * input_scale * alpha, x.dtype))
+    positive = graph.pointwise("Greater", x, graph.scalar(0, x.dtype), dtype="bool")
+    return graph.pointwise("Mul", grad, select(graph, positive, graph.scalar(scale, x.dtype), negative))
+
+
 @rule("aten::silu", broadcasts=True)
 def _silu(low: Lowering, _: NodePair, x: Value) -> Value:
     return low.graph.pointwise("Mul", x, low.graph.pointwise("Sigmoid", x))
