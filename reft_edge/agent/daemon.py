@@ -85,9 +85,6 @@ from reft_edge.wire.mqtt import Connected, Disconnected, MqttLink, Received, Rej
 from reft_edge.wire.topics import DeviceTopic, blob_topic, device_topic
 from reft_edge.wire.transfer import Courier, Delivered, Fetched, Lost, TransferEvent
 
-FIRST_CONNECT_S = 15.0
-"""An agent that never reached its broker gives up after this: a wrong address. One that did tries for ever."""
-
 REMIND_S = 30.0
 """A finished update is announced again this often until its receipt comes."""
 
@@ -169,7 +166,8 @@ class Daemon:
         self._session = Session(self._spool.load_state())
         self._learn_about_device()
         self._learn_about_data()
-        self._link.start(wait_s=None if self._spool.was_used else FIRST_CONNECT_S)
+        # Where no broker was ever reached, a typo is likely; an agent that has worked before waits for ever.
+        self._link.start(wait_s=None if self._spool.was_used else self._settings.broker.connect_timeout_s)
         update = self._session.state.outcome
         is_here = isinstance(update, Done) and self._spool.blobs.has(update.update.blob.sha256)
         actions = self._session.resume(update_is_here=is_here, now=time.monotonic())

@@ -16,10 +16,11 @@ import signal
 import sys
 import threading
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from reft_edge.agent.confinement import cap_memory, die_with_parent, step_back
+from reft_edge.agent.confinement import MemoryWatch, die_with_parent, step_back
 from reft_edge.agent.protocol import (
     Answer,
     Cancel,
@@ -58,6 +59,8 @@ class Worker:
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._cancelled: set[str] = set()
         self._runner: TaskRunner | None = None
+        self._watch: MemoryWatch | None = None
+        self._task = ""
         # A thread, so that a cancel, and the daemon's end, are heard in the middle of training.
         threading.Thread(target=self._read, name="commands", daemon=True).start()
 
@@ -129,13 +132,13 @@ class Worker:
                 reported_at = now
                 self._say(TrainingProgress(task=task, steps_done=done, steps_total=total, loss=loss))
 
-        # Not earlier: measuring the device needs more memory than training may have.
-        cap_memory(configure.limits)
         try:
             if task in self._cancelled:
                 raise CancelledError(task)
             self._runner = self._runner or TaskRunner(configure)
-            self._say(self._runner.run(command, on_step))
+            with self._within_memory(configure, task):
+                finished = self._runner.run(command, on_step)
+            self._say(finished)
         except CancelledError:
             self._say(Stopped(task=task))
         except TaskError as exc:
@@ -143,6 +146,21 @@ class Worker:
             if exc.kind == "out_of_memory":
                 # What failed allocations leave behind is anyone's guess; the next task gets a new process.
                 raise SystemExit(0) from exc
+
+    def _within_memory(self, configure: Configure, task: str) -> AbstractContextManager[None]:
+        """Guards a task's memory. Not set up earlier: measuring the device takes more than training may have."""
+        limit = configure.limits.memory_bytes
+        if limit is None:
+            return nullcontext()
+
+        def excess(resident: int) -> None:
+            reason = f"training took {resident / 2**20:.0f} MiB; [limits] memory_bytes grants {limit / 2**20:.0f} MiB"
+            self._say(TaskFailed(task=self._task, kind="out_of_memory", reason=reason))
+            os._exit(0)  # the main thread is deep in a computation that cannot be interrupted
+
+        self._task = task
+        self._watch = self._watch or MemoryWatch(limit, excess)
+        return self._watch.watching()
 
 
 def main(arguments: list[str]) -> None:

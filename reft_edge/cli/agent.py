@@ -39,8 +39,6 @@ from typing import Any
 
 from reft_edge.agent.settings import AgentSettings, limited_profile
 
-CHECK_CONNECT_S = 10.0
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("settings", type=Path, metavar="AGENT_TOML", help="the settings file")
@@ -91,6 +89,6 @@ def _check_broker(settings: AgentSettings) -> str:
 
     client_id = f"{settings.device[:58]}-check"
     link = MqttLink(settings.broker, client_id=client_id, events=queue.SimpleQueue(), persistent=False)
-    link.start(wait_s=CHECK_CONNECT_S)
+    link.start(wait_s=settings.broker.connect_timeout_s)
     link.stop()
     return settings.broker.address

@@ -1,0 +1,143 @@
+"""A minimal coordinator for the agent's tests: the real wire, scripted by the test."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from reft_edge.bundle.bundle import Bundle
+from reft_edge.bundle.manifest import BlobRef
+from reft_edge.simulation.brokers import RunningBroker
+from reft_edge.wire.blobs import BlobStore
+from reft_edge.wire.codecs import decode_tensors, encode_tensors
+from reft_edge.wire.messages import (
+    Close,
+    Done,
+    ProfileAnnouncement,
+    Report,
+    Status,
+    Task,
+    TrainingPlan,
+    WeightsRef,
+    decode_profile,
+    decode_report,
+    decode_status,
+    encode,
+)
+from reft_edge.wire.mqtt import Connected, Disconnected, MqttLink, Received
+from reft_edge.wire.topics import device_topic, parse_device_topic
+from reft_edge.wire.transfer import Courier, Fetched, Lost
+
+TIMEOUT_S = 60.0
+
+Said = TypeVar("Said")
+
+
+class CoordinatorSide:
+    """Gives one device tasks and hears what it says. `heard` holds everything, in order."""
+
+    def __init__(self, broker: RunningBroker, federation: str, device: str, directory: Path) -> None:
+        self.store = BlobStore(directory / "coordinator")
+        self.heard: list[Status | ProfileAnnouncement | Report] = []
+        self.fetched: set[str] = set()
+        self._federation, self._device = federation, device
+        self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.link = MqttLink(
+            broker.settings,
+            client_id=f"coordinator-{federation}",
+            events=self._events,
+            subscriptions=[(self._topic(t), 0 if t == "up" else 1) for t in ("status", "profile", "report", "up")],
+        )
+        self._courier = Courier(self.store, lambda data: self.link.publish(self._topic("down"), data, qos=0))
+        self.link.start(wait_s=TIMEOUT_S)
+
+    def give(self, task: Task | Close) -> None:
+        self.link.publish(self._topic("task"), encode(task), retain=True)
+
+    def publish_task(
+        self, bundle: Bundle, name: str, plan: TrainingPlan, *, round_: int = 0, classes: tuple[str, ...] = ()
+    ) -> Task:
+        """Put the bundle's blobs into the store and make a task of them."""
+        for blob in (bundle.training_graph, bundle.inference_graph):
+            self.store.put(blob)
+        weights = self.store.put(encode_tensors(bundle.tensors(), "float32"))
+        return Task(
+            task=name,
+            round=round_,
+            run="run-1",
+            bundle=self.store.put(bundle.manifest.to_json()),
+            weights=WeightsRef(blob=weights),
+            plan=plan,
+            deadline=time.time() + 3600,
+            classes=classes,
+        )
+
+    def wait_for(self, kind: type[Said], where: Callable[[Said], bool] = lambda _: True, *, after: int = 0) -> Said:
+        """The first message of a kind among those heard since `after`."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while True:
+            for message in self.heard[after:]:
+                if isinstance(message, kind) and where(message):
+                    return message
+            self._step(deadline, f"{kind.__name__}; heard {self.heard[after:]}")
+
+    def fetch(self, ref: BlobRef) -> bytes:
+        """Pull a blob, which gives the device its receipt."""
+        deadline = time.monotonic() + TIMEOUT_S
+        for event in self._courier.fetch(ref, time.monotonic()):
+            self._note(event)
+        while ref.sha256 not in self.fetched:
+            self._step(deadline, f"blob {ref.sha256[:8]}")
+        return self.store.read(ref)
+
+    def update_of(self, done: Done, bundle: Bundle) -> dict[str, np.ndarray]:
+        data = self.fetch(done.update.blob)
+        return decode_tensors(data, done.update.codec, bundle.manifest.tensors)
+
+    def stop(self) -> None:
+        self.link.stop()
+
+    def _step(self, deadline: float, what: str) -> None:
+        now = time.monotonic()
+        if now > deadline:
+            raise TimeoutError(f"waited {TIMEOUT_S} s for {what}")
+        wakeup = self._courier.next_wakeup(now)
+        try:
+            event = self._events.get(timeout=max(0.0, min(deadline, wakeup or deadline) - now))
+        except queue.Empty:
+            event = None
+        now = time.monotonic()
+        noted = self._courier.tick(now)
+        match event:
+            case Connected():
+                noted += self._courier.set_connected(True, now)
+            case Disconnected():
+                noted += self._courier.set_connected(False, now)
+            case Received():
+                noted += self._received(event, now)
+        for item in noted:
+            self._note(item)
+
+    def _received(self, message: Received, now: float) -> list[Any]:
+        kind = parse_device_topic(self._federation, message.topic).topic
+        if kind == "up":
+            return self._courier.handle(message.payload, now)
+        decode: Callable[[bytes], Any] = {"status": decode_status, "profile": decode_profile, "report": decode_report}[
+            kind
+        ]
+        self.heard.append(decode(message.payload))
+        return []
+
+    def _note(self, event: Any) -> None:
+        if isinstance(event, Lost):
+            raise RuntimeError(f"lost {event.sha256[:8]}: {event.reason}")
+        if isinstance(event, Fetched):
+            self.fetched.add(event.sha256)
+
+    def _topic(self, kind: Any) -> str:
+        return device_topic(self._federation, self._device, kind)

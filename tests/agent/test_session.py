@@ -1,0 +1,256 @@
+"""The device's state machine: idempotent, resumable, and closed to what makes no sense."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reft_edge.agent import session as s
+from reft_edge.bundle.manifest import BlobRef
+from reft_edge.errors import LocalProtocolError
+from reft_edge.wire.messages import (
+    Accepted,
+    Done,
+    Failed,
+    Measured,
+    Refused,
+    Task,
+    TrainingPlan,
+    UpdateManifest,
+    WeightsRef,
+)
+
+
+def ref(number: int) -> BlobRef:
+    return BlobRef(sha256=f"{number:064x}", size_bytes=number)
+
+
+def task(name: str = "t1", round_: int = 1) -> Task:
+    return Task(
+        task=name,
+        round=round_,
+        run="r",
+        bundle=ref(1),
+        weights=WeightsRef(blob=ref(100 + round_)),
+        plan=TrainingPlan(local_epochs=1, batch_size=2, learning_rate=0.1, seed=0),
+        deadline=0.0,
+    )
+
+
+PARTS = (ref(2), ref(3))
+
+
+def update_of(name: str) -> BlobRef:
+    return ref(1000 + sum(name.encode()))
+
+
+def finished(name: str = "t1") -> s.TrainingFinished:
+    return s.TrainingFinished(
+        task=name,
+        update=UpdateManifest(blob=update_of(name), codec="int8", training_samples=5),
+        measured=Measured(download_s=0, start_s=1, training_s=2, steps=3, peak_memory_bytes=4),
+        residual=s.Residual(name=f"{name}.zst", key="k"),
+    )
+
+
+def fed(*events: s.SessionEvent) -> s.Session:
+    session = s.Session()
+    for now, event in enumerate(events):
+        session.handle(event, float(now))
+    return session
+
+
+ARRIVED = s.TaskArrived(task=task())
+READING = (ARRIVED,)
+FETCHING = (*READING, s.BlobFetched(sha256=ref(1).sha256), s.ManifestAccepted(parts=PARTS))
+TRAINING = (*FETCHING, *(s.BlobFetched(sha256=part.sha256) for part in PARTS))
+UPLOADING = (*TRAINING, finished())
+DELIVERED = (*UPLOADING, s.BlobDelivered(sha256=update_of("t1").sha256))
+REFUSED = (*READING, s.ManifestRefused(reason="too large"))
+FAILED = (*TRAINING, s.TrainingFailed(task="t1", kind="crashed", reason="died"))
+HISTORIES = {
+    "idle": (),
+    "reading": READING,
+    "fetching": FETCHING,
+    "training": TRAINING,
+    "uploading": UPLOADING,
+    "delivered": DELIVERED,
+    "refused": REFUSED,
+    "failed": FAILED,
+}
+
+
+def reports(actions: s.Actions) -> list[object]:
+    return [action.report for action in actions if isinstance(action, s.Say)]
+
+
+def test_a_task_goes_from_manifest_to_receipt() -> None:
+    session = s.Session()
+    actions = [action for now, event in enumerate(DELIVERED) for action in session.handle(event, float(now))]
+    assert [a.ref for a in actions if isinstance(a, s.Fetch)] == [ref(1), *PARTS]
+    assert [a.task for a in actions if isinstance(a, s.StartTraining)] == [task()]
+    assert [type(r) for r in reports(tuple(actions))][1:] == [Accepted, Done]
+    assert session.state.phase is s.Phase.IDLE
+    outcome = session.state.outcome
+    assert isinstance(outcome, Done)
+    assert outcome.measured.download_s == 4.0  # from the task at 0 to the last part at 4
+    assert update_of("t1").sha256 in session.needed_blobs()
+
+
+@pytest.mark.parametrize("name", HISTORIES)
+def test_the_same_task_again_starts_nothing_and_is_answered_with_where_we_are(name: str) -> None:
+    session = fed(*HISTORIES[name])
+    before = session.state
+    if name == "idle":
+        return
+    actions = session.handle(ARRIVED, 9.0)
+    assert session.state == before
+    assert all(isinstance(action, s.Say) for action in actions)
+    expected = {
+        "fetching": Accepted,
+        "training": Accepted,
+        "uploading": Done,
+        "delivered": Done,
+        "refused": Refused,
+        "failed": Failed,
+    }
+    assert [type(r) for r in reports(actions)] == ([expected[name]] if name in expected else [])
+
+
+@pytest.mark.parametrize("name", HISTORIES)
+def test_another_task_replaces_the_present_one(name: str) -> None:
+    session = fed(*HISTORIES[name])
+    residual = session.state.residual
+    actions = session.handle(s.TaskArrived(task=task("t2", 2)), 9.0)
+    assert session.state.phase is s.Phase.READING
+    assert session.state.residual == residual
+    assert update_of("t1").sha256 not in session.needed_blobs()
+    assert any(isinstance(action, s.StopTraining) for action in actions) == (name == "training")
+    assert not reports(session.handle(finished("t1"), 10.0))
+
+
+@pytest.mark.parametrize("name", HISTORIES)
+def test_a_closed_run_leaves_nothing(name: str) -> None:
+    session = fed(*HISTORIES[name])
+    actions = session.handle(s.RunClosed(), 9.0)
+    assert session.state == s.SessionState()
+    assert session.needed_blobs() == frozenset()
+    assert {s.ReleaseWorker, s.Sweep} <= {type(action) for action in actions}
+
+
+@pytest.mark.parametrize("name", HISTORIES)
+@pytest.mark.parametrize("update_is_here", [True, False])
+def test_a_restart_goes_on_from_the_written_state(name: str, update_is_here: bool) -> None:
+    written = msgspec.json.encode(fed(*HISTORIES[name]).state)
+    session = s.Session(msgspec.json.decode(written, type=s.SessionState))
+    actions = session.resume(update_is_here=update_is_here, now=50.0)
+    again = name in ("reading", "fetching", "training") or (name == "uploading" and not update_is_here)
+    assert [a.ref for a in actions if isinstance(a, s.Fetch)] == ([ref(1)] if again else [])
+    if name == "uploading" and update_is_here:
+        assert [type(r) for r in reports(session.handle(s.LinkUp(), 51.0))] == [Done]
+        assert [type(r) for r in reports(session.handle(s.ReminderDue(), 52.0))] == [Done]
+
+
+def test_a_task_that_takes_the_agent_down_each_time_is_given_up() -> None:
+    state = s.SessionState()
+    for _ in range(s.MAX_ATTEMPTS):
+        session = s.Session(state)
+        session.handle(ARRIVED, 0.0) if state.task is None else session.resume(update_is_here=False, now=0.0)
+        for event in TRAINING[1:]:
+            session.handle(event, 0.0)
+        state = session.state
+    actions = s.Session(state).resume(update_is_here=False, now=0.0)
+    assert [r.kind for r in reports(actions) if isinstance(r, Failed)] == ["crashed"]
+    stopped = s.Session(state)
+    stopped.note_clean_stop()
+    assert not reports(stopped.resume(update_is_here=False, now=0.0))[1:]
+
+
+@pytest.mark.parametrize(
+    ("history", "event"),
+    [
+        (READING, s.BlobLost(sha256=ref(1).sha256, reason="gone")),
+        (FETCHING, s.BlobLost(sha256=ref(3).sha256, reason="gone")),
+    ],
+)
+def test_a_blob_that_is_gone_fails_the_task(history: tuple[s.SessionEvent, ...], event: s.BlobLost) -> None:
+    session = fed(*history)
+    assert not session.handle(s.BlobLost(sha256=ref(77).sha256, reason="another"), 5.0)
+    (failed,) = reports(session.handle(event, 6.0))
+    assert isinstance(failed, Failed)
+    assert failed.kind == "bundle"
+
+
+def test_an_impossible_event_raises_and_changes_nothing() -> None:
+    for history in (HISTORIES["idle"], TRAINING, UPLOADING):
+        session = fed(*history)
+        before = session.state
+        with pytest.raises(LocalProtocolError):
+            session.handle(s.ManifestAccepted(parts=PARTS), 0.0)
+        assert session.state is before
+
+
+class Device:
+    """Carries out a session's actions at once, and can be killed between any two events."""
+
+    def __init__(self) -> None:
+        self.session = s.Session()
+        self.queue: deque[s.SessionEvent] = deque()
+        self.done: list[Done] = []
+        self.failed = False
+        self.trainings_cut = 0
+
+    def feed(self, event: s.SessionEvent) -> None:
+        self.apply(self.session.handle(event, 0.0))
+
+    def apply(self, actions: s.Actions) -> None:
+        for action in actions:
+            match action:
+                case s.Fetch(ref=wanted):
+                    self.queue.append(s.BlobFetched(sha256=wanted.sha256))
+                case s.ReadManifest():
+                    self.queue.append(s.ManifestAccepted(parts=PARTS))
+                case s.StartTraining(task=started):
+                    self.queue.append(finished(started.task))
+                case s.Say(report=Done() as done):
+                    self.done.append(done)
+                case s.Say(report=Failed()):
+                    self.failed = True
+
+    def work(self) -> None:
+        if self.queue:
+            self.feed(self.queue.popleft())
+
+    def kill(self) -> None:
+        self.trainings_cut += self.session.state.phase is s.Phase.TRAINING
+        written = msgspec.json.encode(self.session.state)
+        self.queue.clear()
+        self.session = s.Session(msgspec.json.decode(written, type=s.SessionState))
+        self.apply(self.session.resume(update_is_here=True, now=0.0))
+
+
+@given(st.lists(st.sampled_from(["work", "work", "kill", "task", "link", "remind"]), max_size=40))
+def test_whatever_is_killed_or_repeated_a_task_ends_in_one_update(steps: list[str]) -> None:
+    device = Device()
+    moves: dict[str, Callable[[], None]] = {
+        "work": device.work,
+        "kill": device.kill,
+        "task": lambda: device.feed(ARRIVED),
+        "link": lambda: device.feed(s.LinkUp()),
+        "remind": lambda: device.feed(s.ReminderDue()),
+    }
+    device.feed(ARRIVED)
+    for step in steps:
+        moves[step]()
+    while device.queue:
+        device.work()
+    if device.trainings_cut >= s.MAX_ATTEMPTS:
+        assert device.failed or device.done
+    else:
+        assert device.session.state.phase is s.Phase.UPLOADING
+        assert {done.update.blob for done in device.done} == {update_of("t1")}
