@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import re
 from html.parser import HTMLParser
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from reft_edge.coordinator.events import (
     DeviceBytes,
@@ -22,8 +24,12 @@ from reft_edge.coordinator.events import (
     UpdateSeen,
 )
 from reft_edge.coordinator.records import Prediction
+from reft_edge.coordinator.report.live import watcher
 from reft_edge.coordinator.report.page import to_html
 from reft_edge.coordinator.report.record import CentralFigures, RunReport, gather, to_json
+from reft_edge.coordinator.report.stream import read_event, read_events
+from reft_edge.coordinator.report.terminal import print_report
+from reft_edge.errors import RemoteProtocolError
 from reft_edge.wire.messages import Measured
 
 DEVICES = {"pi-zero": 0.5, "nano": 0.0}
@@ -65,7 +71,7 @@ def events(n_rounds=2, metric="accuracy"):
         yield RoundDistilled(round=number, teachers=1, kept_epoch=3, **{metric: 0.9})
         traffic = [DeviceBytes(device="nano", down_bytes=3000, up_bytes=1000, full_model_bytes=4000)]
         yield RoundClosed(round=number, seconds=5.0, counted=1, asked=2, traffic=traffic, **{metric: 0.9})
-    yield Exported(name="global", path="out/global.onnx", values={"bytes": 4096.0, metric: 0.9})
+    yield Exported(name="global", path="out/global.onnx", values={"size_bytes": 4096.0, metric: 0.9})
     values = {"accuracy": None, "mse": None, metric: 0.91}
     yield Finished(run="r1", rounds=n_rounds, updates={}, directory="out", **values)
 
@@ -140,3 +146,30 @@ def test_plots_follow_the_page_s_colours(page):
     assert "currentColor" in page
     assert "#010203" not in page
     assert "#000000" not in page
+
+
+def test_events_survive_json_lines_and_unknown_ones_are_passed_over():
+    lines = [msgspec.json.encode(event) for event in events()]
+    lines[3:3] = [b"", b'{"event":"of tomorrow","x":1}']
+    assert list(read_events(lines)) == list(events())
+    for garbage in (b"hello", b"[1]", b'{"event":"started"}', b"\xff"):
+        with pytest.raises(RemoteProtocolError):
+            read_event(garbage)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_watcher_shows_every_device_and_every_round(terminal):
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=150)
+    with watcher(console) as shown:
+        for event in events():
+            shown.show(event)
+    text = console.file.getvalue()
+    for expected in (*DEVICES, "90.0%", "late" if terminal else "round 2 of 2"):
+        assert expected in text
+
+
+def test_the_terminal_s_tables_carry_the_page_s_figures():
+    console = Console(file=io.StringIO(), width=150)
+    print_report(gather(events(), central=CentralFigures(value=0.99, epochs=4, samples=10, seconds=1.0)), console)
+    for expected in ("91.0%", "99.0%", "-8.0 points", "5.9 KiB", "5.00 s", "4.0 KiB"):
+        assert expected in console.file.getvalue()

@@ -1,0 +1,86 @@
+"""The report as tables for a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from reft_edge.coordinator.report.page import bytes_text, metric_text, seconds_text
+
+if TYPE_CHECKING:
+    from reft_edge.coordinator.report.record import DeviceFigures, RunReport
+
+
+def print_report(report: RunReport, console: Console) -> None:
+    """Rounds, devices, exported files, and the final figure beside central training."""
+    console.print(_rounds(report))
+    console.print(_devices(report))
+    if report.exports:
+        console.print(_exports(report))
+    ours = metric_text(report.value, report.metric)
+    line = f"Federation: {report.metric} [bold]{ours}[/bold] on test data"
+    if report.central is not None:
+        theirs = metric_text(report.central.value, report.metric)
+        line += f"; the same net trained centrally on the pooled data: [bold]{theirs}[/bold]"
+        if report.value is not None and report.metric == "accuracy":
+            line += f" ({100 * (report.value - report.central.value):+.1f} points)"
+    console.print(line)
+
+
+def _rounds(report: RunReport) -> Table:
+    table = Table(title=f"{report.federation}: {report.metric} on test data by round", title_justify="left")
+    table.add_column("round", justify="right")
+    for heading in ("weighted mean", "merged", "distilled", "updates", "time"):
+        table.add_column(heading, justify="right")
+    for one in report.rounds:
+        table.add_row(
+            str(one.round),
+            metric_text(one.averaged, report.metric),
+            metric_text(one.merged, report.metric),
+            metric_text(one.distilled, report.metric),
+            f"{one.updates} of {one.asked}",
+            seconds_text(one.seconds),
+        )
+    return table
+
+
+def _devices(report: RunReport) -> Table:
+    table = Table(title="Devices, over all rounds", title_justify="left")
+    table.add_column("device")
+    for heading in ("variant", "of the model", "down", "up", "unpruned each way", "a round: predicted", "measured"):
+        table.add_column(heading, justify="right")
+    for device in report.devices:
+        predicted, measured = mean_times(device)
+        table.add_row(
+            device.device,
+            device.variant,
+            f"{device.share:.0%}",
+            bytes_text(device.down_bytes),
+            bytes_text(device.up_bytes),
+            bytes_text(report.unpruned_bytes),
+            seconds_text(predicted),
+            seconds_text(measured),
+        )
+    return table
+
+
+def mean_times(device: DeviceFigures) -> tuple[float | None, float | None]:
+    """Mean predicted and measured seconds of a round, over the rounds that were measured."""
+    pairs = [(one.predicted_s, one.measured_s) for one in device.rounds if one.measured_s is not None]
+    if not pairs:
+        return None, None
+    return sum(predicted for predicted, _ in pairs) / len(pairs), sum(measured for _, measured in pairs) / len(pairs)
+
+
+def _exports(report: RunReport) -> Table:
+    table = Table(title="Exported models", title_justify="left")
+    table.add_column("file")
+    table.add_column("size", justify="right")
+    table.add_column(report.metric, justify="right")
+    for one in report.exports:
+        size = one.values.get("size_bytes")
+        value = metric_text(one.values.get(report.metric), report.metric)
+        table.add_row(one.name, "-" if size is None else bytes_text(size), value)
+    return table
