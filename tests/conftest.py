@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -19,15 +20,21 @@ BROKER_KINDS = ["embedded", pytest.param("mosquitto", marks=pytest.mark.mosquitt
 _numbers = itertools.count()
 
 
-def skip_or_fail(reason: str) -> None:
+def _skip_or_fail(reason: str) -> NoReturn:
     if os.environ.get(NO_SKIPS_VARIABLE) == "1":
         pytest.fail(f"{reason}, and {NO_SKIPS_VARIABLE}=1")
     pytest.skip(reason)
 
 
+@pytest.fixture(scope="session")
+def mosquitto_program() -> str:
+    """Path of Mosquitto; tests that use it skip where it is missing. Mark them `mosquitto`."""
+    return find_mosquitto() or _skip_or_fail("mosquitto is not installed")
+
+
 def _start(kind: BrokerKind, directory: Path) -> RunningBroker:
     if kind == "mosquitto" and find_mosquitto() is None:
-        skip_or_fail("mosquitto is not installed")
+        _skip_or_fail("mosquitto is not installed")
     return start_broker(kind, directory=directory)
 
 

@@ -20,36 +20,27 @@ _SETTINGS_PLUGINS = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow
 
 
 async def serve(address: str, port: int) -> None:
-    """Run the broker until SIGTERM, SIGINT or the end of standard input."""
+    """Run the broker until a signal ends the process, or standard input does."""
     broker = Broker(
         {
             "listeners": {"default": {"type": "tcp", "bind": f"{address}:{port}"}},
             "plugins": _SETTINGS_PLUGINS,
         }
     )
-    done = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, done.set)
-    parent = asyncio.ensure_future(_parent_gone())
-    parent.add_done_callback(lambda _: done.set())
     await broker.start()
-    await done.wait()
-    parent.cancel()
-    await broker.shutdown()
+    await _parent_gone()
+    # Everything is in memory, so an orderly shutdown saves nothing, and it takes seconds when clients are connected.
+    signal.raise_signal(signal.SIGTERM)
 
 
 async def _parent_gone() -> None:
     reader = asyncio.StreamReader()
-    protocol = asyncio.StreamReaderProtocol(reader)
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, sys.stdin)
-    try:
-        while await reader.read(4096):
-            pass
-    finally:
-        transport.close()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while await reader.read(4096):
+        pass
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.ERROR, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     asyncio.run(serve(sys.argv[1], int(sys.argv[2])))

@@ -107,6 +107,7 @@ class PahoConnection:
         if self._settings.username is not None:
             client.username_pw_set(self._settings.username, self._settings.password())
         if (context := self._settings.tls_context()) is not None:
+            context.sslsocket_class = _TidySocket
             client.tls_set_context(context)
         if will is not None:
             client.will_set(will[0], will[1], qos=1, retain=True)
@@ -288,6 +289,17 @@ class PahoConnection:
         )
 
 
+class _TidySocket(ssl.SSLSocket):
+    """Closes itself when the handshake fails; paho forgets it then, open."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except OSError:
+            self.close()
+            raise
+
+
 def topic_matches(topic_filter: str, topic: str) -> bool:
     """Whether a subscription to `topic_filter` covers `topic`."""
     return paho.topic_matches_sub(topic_filter, topic)
@@ -317,8 +329,10 @@ def _explain(exc: OSError | ValueError, settings: BrokerSettings) -> BrokerConne
     if isinstance(exc, ssl.SSLError):
         return BrokerConnectionError(f"{where}: TLS failed: {exc.reason or exc}; is this the TLS port?", permanent=True)
     if isinstance(exc, TimeoutError):
-        reason = f"no answer within {settings.connect_timeout_s:g} s; check the address and the firewall"
-        return BrokerConnectionError(f"{where}: {reason}")
+        advice = "is this its TLS port?" if settings.uses_tls else "check the address and the firewall"
+        return BrokerConnectionError(f"{where}: no answer within {settings.connect_timeout_s:g} s; {advice}")
+    if isinstance(exc, ConnectionResetError) and settings.uses_tls:
+        return BrokerConnectionError(f"{where} broke off the TLS handshake; is this its TLS port?")
     return BrokerConnectionError(
         f"{where} cannot be reached: {(exc.strerror if isinstance(exc, OSError) else None) or exc}"
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from reft_edge.errors import BrokerError
-from reft_edge.simulation.brokers import RunningBroker, choose_kind, find_mosquitto, start_broker
+from reft_edge.simulation.brokers import RunningBroker, choose_kind, start_broker
 
 START_AND_HOLD = """
 import sys
@@ -70,9 +70,8 @@ def test_what_is_not_installed_is_said_with_the_way_out(monkeypatch: pytest.Monk
 
 
 @pytest.mark.mosquitto
+@pytest.mark.usefixtures("mosquitto_program")
 def test_a_broker_that_cannot_start_says_why(tmp_path: Path) -> None:
-    if find_mosquitto() is None:
-        pytest.skip("mosquitto is not installed")
     (tmp_path / "mosquitto.db").write_bytes(b"not a database")
     with pytest.raises(BrokerError, match="does not start"):
         start_broker("mosquitto", directory=tmp_path)
