@@ -33,6 +33,9 @@ SCALE_SUFFIX = "::scale"
 _INT8_MAX = 127
 """-128 is not used: symmetric, so that negating an update negates its encoding."""
 
+_MAX_SCALE = np.nextafter(np.finfo(np.float32).max / np.float32(_INT8_MAX), np.float32(0))
+"""The largest float32 that stays finite times 127."""
+
 
 def encode_tensors(tensors: Tensors, codec: WeightsCodec) -> bytes:
     """A container blob of `tensors` under `codec`.
@@ -165,7 +168,7 @@ def _quantize(array: Array) -> tuple[Array, FloatArray]:
     largest = np.abs(rows).max(axis=1, initial=0.0)
     scales = (largest / np.float32(_INT8_MAX)).astype(np.float32)
     # Rounding up must not make 127 * scale overflow, and a scale below the normal numbers has no precision: call it 0.
-    scales = np.where(scales > np.finfo(np.float32).max / _INT8_MAX, np.nextafter(scales, np.float32(0)), scales)
+    scales = np.minimum(scales, _MAX_SCALE)
     scales[scales < np.finfo(np.float32).tiny] = 0.0
     divisors = np.where(scales > 0, scales, np.float32(1))[:, None]
     rounded = np.clip(np.rint(rows / divisors), -_INT8_MAX, _INT8_MAX)

@@ -103,6 +103,13 @@ def test_vectors_scalars_and_integers_are_never_changed(codec: WeightsCodec) -> 
         np.testing.assert_array_equal(decoded[name], array, strict=True)
 
 
+@pytest.mark.parametrize("value", [np.finfo(np.float32).max, np.finfo(np.float32).tiny, 1e-45])
+def test_the_ends_of_float32_survive_int8(value: float) -> None:
+    tensors = {"w": np.array([[value, -value, 0]], np.float32)}
+    decoded = decode_tensors(encode_tensors(tensors, "int8"), "int8", specs_of(tensors))["w"]
+    np.testing.assert_allclose(decoded, tensors["w"], rtol=1e-5, atol=127 * np.finfo(np.float32).tiny)
+
+
 def test_int8_takes_about_a_quarter_of_float32() -> None:
     weights = {"w": np.random.default_rng(0).normal(size=(64, 576)).astype(np.float32)}
     sizes = {codec: len(encode_tensors(weights, codec)) for codec in CODECS}
