@@ -37,10 +37,7 @@ from reft_edge.wire.messages import (
 
 if TYPE_CHECKING:
     from reft_edge.coordinator.catalogue import CompiledVariant
-    from reft_edge.coordinator.fleet import Fleet
-    from reft_edge.coordinator.network import Network
-    from reft_edge.coordinator.store import Store
-    from reft_edge.wire.blobs import BlobStore
+    from reft_edge.coordinator.parts import RunParts
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +59,8 @@ class OpenRound:
     """By device."""
     variants: dict[str, CompiledVariant]
     """By name, those in use."""
+    resumed: bool = False
+    """Whether a process before this one began it."""
 
     def has_task(self, device: str, task: str) -> bool:
         """Whether `task` is the device's task in this round."""
@@ -83,15 +82,13 @@ class OpenRound:
 class Collector:
     """Feeds the store, the fleet and the open round. `round` is set by the server."""
 
-    def __init__(
-        self, *, store: Store, blobs: BlobStore, network: Network, fleet: Fleet, listener: events.Listener
-    ) -> None:
+    def __init__(self, parts: RunParts) -> None:
         self.round: OpenRound | None = None
-        self._store = store
-        self._blobs = blobs
-        self._network = network
-        self._fleet = fleet
-        self._listener = listener
+        self._store = parts.store
+        self._blobs = parts.blobs
+        self._network = parts.network
+        self._fleet = parts.fleet
+        self._listener = parts.listener
 
     def handle(self, event: FromDevice | Arrived | NotArrived, now: float) -> None:
         """`now` is Unix time."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from reft_edge.coordinator import events, rounds
 from reft_edge.coordinator.collecting import Collector, OpenRound
-from reft_edge.coordinator.learning import Learner, metric_records
-from reft_edge.coordinator.network import Broken, LinkDown, LinkUp, Network
+from reft_edge.coordinator.learning import metric_records
+from reft_edge.coordinator.network import Broken, LinkDown, LinkUp
 from reft_edge.coordinator.publishing import blobs_of, broadcast_blobs, make_task, publish_weights
 from reft_edge.coordinator.records import AssignmentRecord, MetricRecord
 from reft_edge.coordinator.rounds import Phase
@@ -22,11 +22,8 @@ from reft_edge.wire.blocks import count_blocks
 
 if TYPE_CHECKING:
     from reft_edge.bundle.manifest import BlobRef
-    from reft_edge.coordinator.catalogue import Catalogue
     from reft_edge.coordinator.evaluation import Metrics
-    from reft_edge.coordinator.settings import FederationSettings
-    from reft_edge.coordinator.store import Store
-    from reft_edge.wire.blobs import BlobStore
+    from reft_edge.coordinator.parts import RunParts
 
 _log = logging.getLogger(__name__)
 
@@ -38,32 +35,19 @@ MAX_WAIT_S = 1.0
 
 
 class Conductor:
-    """Plays rounds. One for each run and process; everything it is given it shares with the server."""
+    """Plays the rounds of one run."""
 
-    def __init__(
-        self,
-        *,
-        settings: FederationSettings,
-        run: str,
-        store: Store,
-        blobs: BlobStore,
-        catalogue: Catalogue,
-        learner: Learner,
-        network: Network,
-        collector: Collector,
-        listener: events.Listener,
-        clock: Callable[[], float],
-    ) -> None:
-        self._settings = settings
-        self._run = run
-        self._store = store
-        self._blobs = blobs
-        self._catalogue = catalogue
-        self._learner = learner
-        self._network = network
+    def __init__(self, parts: RunParts, collector: Collector) -> None:
+        self._settings = parts.settings
+        self._run = parts.run
+        self._store = parts.store
+        self._blobs = parts.blobs
+        self._catalogue = parts.catalogue
+        self._learner = parts.learner
+        self._network = parts.network
         self._collector = collector
-        self._listener = listener
-        self._clock = clock
+        self._listener = parts.listener
+        self._clock = parts.clock
         self._steps: dict[Phase, Callable[[OpenRound], None]] = {
             Phase.PLANNED: self._publish,
             Phase.PUBLISHED: self._send,
@@ -73,16 +57,12 @@ class Conductor:
             Phase.EVALUATING: self._evaluate,
         }
 
-    def play(self, current: OpenRound, weights: BlobRef, *, resumed: bool) -> Phase:
-        """Bring a round to its end, from whatever phase it is in; returns `CLOSED` or `FAILED`.
-
-        `weights`: the global tensors that the round started with.
-        """
-        self._weights = weights
+    def play(self, current: OpenRound) -> Phase:
+        """Bring a round to its end, from whatever phase it is in; returns `CLOSED` or `FAILED`."""
         self._collector.round = current
         self._serve(current)
-        if resumed and current.state.phase is Phase.COLLECTING:
-            self._tell_started(current, resumed=True)
+        if current.resumed and current.state.phase is Phase.COLLECTING:
+            self._tell_started(current)
             self._collector.resume(self._clock())
         while (step := self._steps.get(current.state.phase)) is not None:
             step(current)
@@ -124,7 +104,7 @@ class Conductor:
         published = publish_weights(
             list(current.assignments.values()),
             current.variants,
-            self._learner.read(self._weights),
+            self._learner.read(self._weights()),
             codec=self._settings.training.weights_codec,
             blobs=self._blobs,
         )
@@ -136,7 +116,7 @@ class Conductor:
         """Start the clock and give out the tasks. A kill in between is no harm: collecting sends them again."""
         self._serve(current)
         self._advance(current, rounds.Opened(now=self._clock()))
-        self._tell_started(current, resumed=False)
+        self._tell_started(current)
 
     def _collect(self, current: OpenRound) -> None:
         """Send the tasks, then listen until the state machine says that collecting has ended."""
@@ -154,7 +134,7 @@ class Conductor:
 
     def _merge(self, current: OpenRound) -> None:
         contributions = self._collector.close(self._clock())
-        outcome = self._learner.merge(self._weights, contributions)
+        outcome = self._learner.merge(self._weights(), contributions)
         number = current.key.number
         metrics = metric_records(outcome.measured, round_number=number)
         state = rounds.advance(current.state, rounds.Merged()).round
@@ -242,6 +222,10 @@ class Conductor:
 
     # Saving and telling.
 
+    def _weights(self) -> BlobRef:
+        """The global tensors that the open round started with: they are replaced when it has distilled."""
+        return self._store.weights(self._run)
+
     def _advance(self, current: OpenRound, event: rounds.Event) -> None:
         state = rounds.advance(current.state, event).round
         self._store.save_round(current.key, state)
@@ -255,14 +239,14 @@ class Conductor:
         ]
         return int(kept[0]) if kept else None
 
-    def _tell_started(self, current: OpenRound, *, resumed: bool) -> None:
+    def _tell_started(self, current: OpenRound) -> None:
         self._listener(
             events.RoundStarted(
                 round=current.key.number,
                 attempt=current.key.attempt,
                 devices=sorted(current.assignments),
                 deadline=current.state.deadline or 0.0,
-                resumed=resumed,
+                resumed=current.resumed,
             )
         )
 
@@ -292,10 +276,11 @@ class Conductor:
         return traffic
 
 
-def clear_leftovers(network: Network, assignments: list[AssignmentRecord], variants: Catalogue) -> None:
+def clear_leftovers(parts: RunParts, assignments: list[AssignmentRecord]) -> None:
     """Clear broadcast blobs that a process before this one may have left at the broker for a round that is over."""
-    for ref in broadcast_blobs(assignments, {item.variant: variants.named(item.variant) for item in assignments}):
-        network.clear_broadcast(ref.sha256, count_blocks(ref.size_bytes))
+    variants = {item.variant: parts.catalogue.named(item.variant) for item in assignments}
+    for ref in broadcast_blobs(assignments, variants):
+        parts.network.clear_broadcast(ref.sha256, count_blocks(ref.size_bytes))
 
 
 def _values(metrics: Metrics | None) -> dict[str, float | None]:

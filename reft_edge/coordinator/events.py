@@ -57,6 +57,8 @@ class PlannedDevice(msgspec.Struct, frozen=True, kw_only=True):
     """Its parameters over the unpruned model's."""
     prediction: Prediction
     predicted_round_s: float
+    reason: str = ""
+    """Why this variant."""
 
 
 class Excluded(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""What the coordinator knows about its devices: who is there, what they can do, how predictions turned out.
+"""What the coordinator knows about its devices: who is there, and what they say they can do.
 
 Pure: fed with decoded messages and with records of the store, asked for value objects.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from reft_edge.coordinator.records import AssignmentRecord, DeviceRecord, UpdateRecord
+from reft_edge.coordinator.records import DeviceRecord
 from reft_edge.wire.messages import ProfileAnnouncement, Status
 
 
@@ -63,25 +63,3 @@ def unfit_reason(
     if classification and announcement.n_classes is not None and announcement.n_classes > n_outputs:
         return f"its data have {announcement.n_classes} classes, the model has {n_outputs} outputs"
     return ""
-
-
-def too_large(assignments: Iterable[AssignmentRecord]) -> dict[str, float]:
-    """Device -> the smallest model that ran out of memory there, as a pruning ratio (the largest that failed)."""
-    failed: dict[str, float] = {}
-    for assignment in assignments:
-        if assignment.failure == "out_of_memory":
-            failed[assignment.device] = max(assignment.ratio, failed.get(assignment.device, 0.0))
-    return failed
-
-
-def training_times(
-    assignments: Iterable[AssignmentRecord], updates: Iterable[UpdateRecord]
-) -> dict[str, list[tuple[float, float]]]:
-    """Device -> (predicted from the profile alone, measured) seconds of training in its past rounds, oldest first."""
-    predicted = {assignment.task: assignment.prediction.uncorrected_training_s for assignment in assignments}
-    times: dict[str, list[tuple[float, float]]] = {}
-    for update in updates:
-        expected = predicted.get(update.task, 0.0)
-        if expected > 0 and update.measured.training_s > 0:
-            times.setdefault(update.device, []).append((expected, update.measured.training_s))
-    return times

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reft_edge.bundle.manifest import CrossEntropy
+from reft_edge.compile.importance import find_importance
 from reft_edge.coordinator.catalogue import Workshop, initial_model
 from reft_edge.coordinator.learning import LearningOptions
 from reft_edge.data.load import load_dataset
@@ -55,6 +56,7 @@ class Preparation:
 
 def prepare(settings: FederationSettings, base_dir: Path) -> Preparation:
     """Build the model and load the data. Raises `ModelError` or `DataError`."""
+    find_importance(settings.planning.importance)
     model = initial_model(settings.model, base_dir=base_dir, seed=settings.seed)
     test = _load(settings.data.test, settings.model, base_dir)
     if test is not None and test.targets is None:

@@ -6,7 +6,7 @@ The store writes and reads these; nothing else knows that there is a database. A
 from __future__ import annotations
 
 import hashlib
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import msgspec
 
@@ -16,6 +16,8 @@ from reft_edge.wire.messages import Measured, ProfileAnnouncement, TrainingPlan,
 RunState: TypeAlias = Literal["active", "finished", "failed"]
 Stage: TypeAlias = Literal["initial", "merged", "batch_norm", "distilled"]
 """What was measured: the round's start, after the weighted mean, with new batch-norm statistics, after distilling."""
+
+STAGES: tuple[Stage, ...] = get_args(Stage)
 
 UpdateState: TypeAlias = Literal["offered", "received", "merged", "late", "rejected", "duplicate"]
 """`offered`: announced, perhaps half here. `received`: here, checked, counts. `merged`: in the global model.

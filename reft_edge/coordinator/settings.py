@@ -16,6 +16,8 @@ from msgspec import Meta
 from reft_edge.bundle.manifest import SGD, CrossEntropy, Loss, MeanSquaredError, Optimizer
 from reft_edge.config import load_settings
 from reft_edge.coordinator.distillation_settings import DistillationSettings
+from reft_edge.coordinator.planning import DEFAULT_RATIOS
+from reft_edge.coordinator.policies import find_policy
 from reft_edge.coordinator.rounds import RoundRules
 from reft_edge.data.settings import DataSettings
 from reft_edge.errors import ConfigError
@@ -70,15 +72,11 @@ class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 class PlanningSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[planning]: which device gets how much of the model."""
 
-    policy: Literal["deadline", "reft"] = "deadline"
+    policy: str = "deadline"
+    """`deadline` or `reft` (`coordinator.policies`)."""
     max_variants: Annotated[int, Meta(ge=1, le=64)] = 4
     ratios: Annotated[tuple[Annotated[float, Meta(ge=0, lt=1)], ...], Meta(min_length=1, max_length=64)] = (
-        0.0,
-        0.25,
-        0.5,
-        0.625,
-        0.75,
-        0.875,
+        DEFAULT_RATIOS
     )
     """The ladder of pruning ratios to choose from; 0 is the whole model."""
     importance: str = "magnitude"
@@ -167,6 +165,7 @@ def check_federation(settings: FederationSettings) -> None:
         raise ConfigError(f"[model] classes has {repeated[0]!r} twice")
     if model.classes and isinstance(model.loss_function, MeanSquaredError):
         raise ConfigError("[model] classes are for cross_entropy; a mean_squared_error model has n_outputs only")
+    find_policy(settings.planning.policy)
     ratios = settings.planning.ratios
     if len(set(ratios)) != len(ratios):
         raise ConfigError(f"[planning] ratios has a value twice: {list(ratios)!r}")

@@ -28,6 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from reft_edge.bundle.manifest import BlobRef
 from reft_edge.coordinator import tables
 from reft_edge.coordinator.records import (
+    STAGES,
     AssignmentRecord,
     DeviceRecord,
     ExportRecord,
@@ -87,6 +88,14 @@ class Store:
         values = {"state": state, "reason": reason, "ended_at": ended_at}
         with self._transaction() as connection:
             connection.execute(update(table).where(table.c.run == run).values(**values))
+
+    def weights(self, run: str) -> BlobRef:
+        """The global tensors that the next round starts with, or the open one started with."""
+        with self._transaction() as connection:
+            found = connection.execute(select(tables.runs.c.weights).where(tables.runs.c.run == run)).scalar_one()
+            if not isinstance(found, BlobRef):
+                raise FederationError(f"run {run} has no weights in the store; begin anew with --new-run")
+            return found
 
     # --- devices and variants ---
 
@@ -241,8 +250,10 @@ class Store:
                 _upsert(connection, tables.metrics, {"run": run, **_columns(metric)})
 
     def metrics(self, run: str) -> list[MetricRecord]:
+        """In the order in which they came to be."""
         table = tables.metrics
-        return self._read(select(table).where(table.c.run == run).order_by(table.c.round), MetricRecord)
+        found = self._read(select(table).where(table.c.run == run), MetricRecord)
+        return sorted(found, key=lambda metric: (metric.round, STAGES.index(metric.stage), metric.name))
 
     def save_export(self, run: str, record: ExportRecord) -> None:
         with self._transaction() as connection:

@@ -1,0 +1,223 @@
+"""The coordinator: begin or resume a run, play its rounds, export, end.
+
+    prepare (model, data) -> open the store -> choose the run -> connect -> for every round: wait for devices, plan,
+    play -> close the devices' tasks -> export -> finished
+
+Whatever ends the process, the store and the broker's retained tasks are enough to go on: start it again.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import closing
+
+import msgspec
+
+from reft_edge.coordinator import events
+from reft_edge.coordinator.catalogue import Catalogue
+from reft_edge.coordinator.exporting import Exporter
+from reft_edge.coordinator.fleet import Fleet
+from reft_edge.coordinator.learning import Learner, metric_records
+from reft_edge.coordinator.network import Network
+from reft_edge.coordinator.parts import RunParts
+from reft_edge.coordinator.preparation import Preparation
+from reft_edge.coordinator.records import ExportRecord, MetricRecord, RunRecord
+from reft_edge.coordinator.rounds import Phase
+from reft_edge.coordinator.session import Session
+from reft_edge.coordinator.settings import run_digest
+from reft_edge.coordinator.store import Store
+from reft_edge.errors import ConfigError, FederationError
+from reft_edge.wire.blobs import BlobStore
+
+CONNECT_TIMEOUT_S = 30.0
+"""A broker that was started together with us is there by then."""
+
+BLOBS = "blobs"
+EXPORTS = "models"
+"""Folders in the output directory."""
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run came to, for `--json`."""
+
+    run: str
+    federation: str
+    rounds: int
+    metrics: list[MetricRecord]
+    updates: dict[str, int]
+    exports: list[ExportRecord]
+    directory: str
+    already_finished: bool = False
+
+    def final(self, name: str) -> float | None:
+        """The last measured value of a metric, for example `accuracy`."""
+        values = [metric.value for metric in self.metrics if metric.name == name]
+        return values[-1] if values else None
+
+
+class Coordinator:
+    """One process's work on one federation. Use `run` once.
+
+    `clock` gives Unix time in seconds.
+    """
+
+    def __init__(
+        self,
+        preparation: Preparation,
+        *,
+        listener: events.Listener = events.ignore,
+        new_run: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._preparation = preparation
+        self._settings = preparation.settings
+        self._listener = listener
+        self._new_run = new_run
+        self._clock = clock
+        self._superseded: str | None = None
+        """A run that was left unfinished for this one; its devices still hold its tasks."""
+
+    def run(self) -> Summary:
+        """Bring the run to its end. Raises `ReftError`; may be interrupted and run again at any moment."""
+        directory = self._preparation.directory
+        with closing(Store(directory)) as store:
+            record, resumed = self._choose_run(store)
+            if record.state == "finished":
+                return self._summary(store, record, already_finished=True)
+            return self._work(store, record, resumed=resumed)
+
+    # Choosing the run.
+
+    def _choose_run(self, store: Store) -> tuple[RunRecord, bool]:
+        """The run to work on, and whether it was begun before. Raises `ConfigError` when it no longer fits."""
+        latest = store.latest_run(self._settings.federation)
+        if latest is None or self._new_run:
+            self._superseded = latest.run if latest is not None and latest.state != "finished" else None
+            return self._begin_run(store), False
+        if latest.settings_digest != run_digest(self._settings):
+            raise ConfigError(
+                f"run {latest.run} was begun with another model, seed or data; "
+                "undo that change in federation.toml to go on, or give --new-run to begin anew"
+            )
+        if latest.state == "finished" and _n_closed(store, latest.run) >= self._settings.rounds:
+            return latest, True
+        store.set_run_state(latest.run, "active")
+        return msgspec.structs.replace(latest, state="active"), True
+
+    def _begin_run(self, store: Store) -> RunRecord:
+        learner = self._learner()
+        record = RunRecord(
+            run=f"{time.strftime('%Y%m%d', time.gmtime(self._clock()))}-{secrets.token_hex(4)}",
+            federation=self._settings.federation,
+            settings_digest=run_digest(self._settings),
+            created_at=self._clock(),
+            weights=learner.save(),
+        )
+        store.create_run(record)
+        store.save_metrics(record.run, metric_records(learner.evaluate("initial"), round_number=0))
+        return record
+
+    # Working on it.
+
+    def _work(self, store: Store, record: RunRecord, *, resumed: bool) -> Summary:
+        blobs = self._blobs()
+        parts = RunParts(
+            run=record.run,
+            settings=self._settings,
+            store=store,
+            blobs=blobs,
+            catalogue=Catalogue(self._preparation.workshop(), run=record.run, store=store, blobs=blobs),
+            learner=self._learner(),
+            network=Network(
+                self._settings.broker.resolved_in(self._preparation.base_dir),
+                federation=self._settings.federation,
+                blobs=blobs,
+                max_parallel_uploads=self._settings.max_parallel_uploads,
+            ),
+            fleet=Fleet(store.devices()),
+            listener=self._listener,
+            clock=self._clock,
+        )
+        self._tell_started(parts, resumed=resumed)
+        parts.network.start(wait_s=CONNECT_TIMEOUT_S)
+        try:
+            self._play_and_export(parts)
+        except FederationError as exc:
+            store.set_run_state(record.run, "failed", reason=str(exc), ended_at=self._clock())
+            raise
+        finally:
+            parts.network.stop()
+        summary = self._summary(store, record)
+        self._listener(
+            events.Finished(
+                run=record.run,
+                rounds=summary.rounds,
+                accuracy=summary.final("accuracy"),
+                mse=summary.final("mse"),
+                updates=summary.updates,
+                directory=summary.directory,
+            )
+        )
+        return summary
+
+    def _play_and_export(self, parts: RunParts) -> None:
+        session = Session(parts)
+        if self._superseded is not None:
+            session.close_devices(self._superseded)
+        session.play_rounds()
+        session.close_devices(parts.run)
+        self._export(parts)
+        parts.store.set_run_state(parts.run, "finished", ended_at=self._clock())
+
+    def _export(self, parts: RunParts) -> None:
+        exporter = Exporter(
+            whole=parts.catalogue.variant(0.0),
+            global_tensors=parts.learner.read(parts.store.weights(parts.run)),
+            workshop=self._preparation.workshop(),
+            blobs=parts.blobs,
+            options=self._preparation.options,
+            directory=self._preparation.directory / EXPORTS / parts.run,
+        )
+        used = sorted({assignment.variant for assignment in parts.store.history(parts.run)})
+        for exported in exporter.export([parts.catalogue.named(name) for name in used]):
+            parts.store.save_export(parts.run, exported)
+            self._listener(events.Exported(name=exported.name, path=exported.path, values=exported.values))
+
+    def _learner(self) -> Learner:
+        return Learner(self._preparation.fresh_model(), self._blobs(), self._preparation.options)
+
+    def _blobs(self) -> BlobStore:
+        return BlobStore(self._preparation.directory / BLOBS)
+
+    def _tell_started(self, parts: RunParts, *, resumed: bool) -> None:
+        n_closed = _n_closed(parts.store, parts.run)
+        self._listener(
+            events.Started(
+                run=parts.run,
+                federation=self._settings.federation,
+                resumed=resumed,
+                round=min(n_closed + 1, self._settings.rounds),
+                rounds=self._settings.rounds,
+                model=self._settings.model.name,
+                parameters=sum(parameter.numel() for parameter in parts.learner.model.parameters()),
+                global_bytes=parts.learner.n_bytes,
+            )
+        )
+
+    def _summary(self, store: Store, record: RunRecord, *, already_finished: bool = False) -> Summary:
+        return Summary(
+            run=record.run,
+            federation=record.federation,
+            rounds=_n_closed(store, record.run),
+            metrics=store.metrics(record.run),
+            updates=store.count_updates(record.run),
+            exports=store.exports(record.run),
+            directory=str(self._preparation.directory),
+            already_finished=already_finished,
+        )
+
+
+def _n_closed(store: Store, run: str) -> int:
+    return sum(record.phase == Phase.CLOSED.value for record in store.rounds(run))

@@ -1,0 +1,149 @@
+"""The rounds of a run, one after another: wait for devices, plan, play; again with a new plan where nobody could.
+
+The first round waits for `min_devices` and gives up without them. Later rounds go on with whoever is there, because a
+fleet that shrinks should still finish, but wait as long for the others.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from reft_edge.coordinator import events
+from reft_edge.coordinator.assigning import Plan, Planner
+from reft_edge.coordinator.collecting import Collector, OpenRound
+from reft_edge.coordinator.conductor import Conductor, clear_leftovers
+from reft_edge.coordinator.parts import RunParts
+from reft_edge.coordinator.records import RoundKey, RoundRecord
+from reft_edge.coordinator.rounds import Phase, start_round
+from reft_edge.errors import FederationError, PlanError
+from reft_edge.wire.messages import Close
+
+_log = logging.getLogger(__name__)
+
+
+class Session:
+    """One process's work on a run's rounds."""
+
+    def __init__(self, parts: RunParts) -> None:
+        self._parts = parts
+        self._collector = Collector(parts)
+        self._conductor = Conductor(parts, self._collector)
+        self._planner = Planner(parts)
+
+    def play_rounds(self) -> None:
+        """All rounds that are not closed yet. Raises `FederationError` when one fails for good."""
+        parts = self._parts
+        history = parts.store.rounds(parts.run)
+        if history:
+            self._clean_up_after(history[-1])
+        while (key := self._next_key(parts.store.rounds(parts.run))) is not None:
+            current = self._resume(key) or self._plan(key)
+            self._play(current)
+
+    def close_devices(self, run: str) -> None:
+        """Tell every device of a run that it has ended."""
+        for device in sorted({assignment.device for assignment in self._parts.store.history(run)}):
+            self._parts.network.send_task(device, Close(run=run))
+
+    # Which round.
+
+    def _next_key(self, history: list[RoundRecord]) -> RoundKey | None:
+        """The round to work on: the last if it is open, another attempt if it failed, the next, or None."""
+        run = self._parts.run
+        if not history:
+            return RoundKey(run=run, number=1)
+        last = history[-1]
+        if last.phase == Phase.FAILED.value:
+            return RoundKey(run=run, number=last.key.number, attempt=last.key.attempt + 1)
+        if last.phase != Phase.CLOSED.value:
+            return last.key
+        following = RoundKey(run=run, number=last.key.number + 1)
+        return following if following.number <= self._parts.settings.rounds else None
+
+    def _resume(self, key: RoundKey) -> OpenRound | None:
+        """A round that a process before this one began; None when there is none."""
+        parts = self._parts
+        record = next((record for record in parts.store.rounds(parts.run) if record.key == key), None)
+        if record is None:
+            return None
+        _log.info("going on with round %d, which was %s", key.number, record.phase)
+        assignments = parts.store.assignments(key)
+        return OpenRound(
+            key=key,
+            state=parts.store.load_round(record, parts.settings.round_rules),
+            assignments={assignment.device: assignment for assignment in assignments},
+            variants={item.variant: parts.catalogue.named(item.variant) for item in assignments},
+            resumed=True,
+        )
+
+    def _clean_up_after(self, last: RoundRecord) -> None:
+        """What a killed process may have left at the broker for a round that is over."""
+        if last.phase in (Phase.CLOSED.value, Phase.FAILED.value):
+            clear_leftovers(self._parts, self._parts.store.assignments(last.key))
+
+    # Planning and playing.
+
+    def _plan(self, key: RoundKey) -> OpenRound:
+        """Decide who trains what, and store it. Raises `PlanError` when no device can train anything."""
+        parts = self._parts
+        self._await_devices(strict=key.number == 1)
+        plan = self._planner.plan(key, parts.fleet.ready())
+        self._tell_planned(key, plan)
+        if not plan.assignments:
+            reasons = "; ".join(f"{item.device}: {item.reason}" for item in plan.excluded)
+            raise PlanError(f"no device can take part in round {key.number}: {reasons}")
+        state = start_round([assignment.device for assignment in plan.assignments], parts.settings.round_rules)
+        record = RoundRecord(key=key, phase=state.phase.value, started_at=parts.clock())
+        parts.store.plan_round(record, plan.assignments)
+        return OpenRound(
+            key=key,
+            state=state,
+            assignments={assignment.device: assignment for assignment in plan.assignments},
+            variants={item.variant: parts.catalogue.named(item.variant) for item in plan.assignments},
+        )
+
+    def _play(self, current: OpenRound) -> None:
+        """Raises `FederationError` when the round failed and has no attempt left."""
+        parts = self._parts
+        if self._conductor.play(current) is Phase.CLOSED:
+            return
+        key, reason = current.key, current.state.reason
+        parts.listener(events.RoundFailed(round=key.number, attempt=key.attempt, reason=reason))
+        if key.attempt % parts.settings.max_attempts == 0:  # a restart by a person grants as many again
+            raise FederationError(f"round {key.number} failed {parts.settings.max_attempts} times; last: {reason}")
+
+    def _await_devices(self, *, strict: bool) -> None:
+        """Listen until enough devices are ready. Raises `FederationError` when they do not come.
+
+        `strict`: fewer than `min_devices` are not enough, even after `enrol_wait_s`.
+        """
+        parts, settings = self._parts, self._parts.settings
+        deadline = parts.clock() + settings.enrol_wait_s
+        settled_at: float | None = None
+        told = -1
+        while True:
+            self._conductor.drain()
+            n_ready, now = len(parts.fleet.ready()), parts.clock()
+            if n_ready < settings.min_devices:
+                settled_at = None
+                if n_ready != told:
+                    parts.listener(events.Waiting(devices=n_ready, needed=settings.min_devices))
+                    told = n_ready
+                if now >= deadline and (strict or n_ready == 0):
+                    raise FederationError(
+                        f"{n_ready} of {settings.min_devices} devices announced themselves within "
+                        f"{settings.enrol_wait_s:g} s; start their agents with federation = {settings.federation!r} "
+                        f"and the broker {settings.broker.address}"
+                    )
+                if now >= deadline:
+                    return
+            else:
+                settled_at = settled_at if settled_at is not None else now + (settings.settle_s if strict else 0.0)
+                if now >= settled_at:
+                    return
+            self._conductor.listen(timeout_s=0.2)
+
+    def _tell_planned(self, key: RoundKey, plan: Plan) -> None:
+        self._parts.listener(
+            events.Planned(round=key.number, attempt=key.attempt, devices=plan.devices, excluded=plan.excluded)
+        )

@@ -1,0 +1,227 @@
+"""A device that speaks the protocol, in one thread: what the coordinator is tested against without the agent.
+
+It trains for real, with the agent's `Trainer`. `behaviour` makes it misbehave in one way.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from typing import Literal
+
+import numpy as np
+
+from reft_edge.agent.trainer import Trainer
+from reft_edge.bundle.manifest import Manifest
+from reft_edge.data.dataset import Dataset, batches
+from reft_edge.profiling.profile import DeviceProfile, Quantity
+from reft_edge.wire import messages, mqtt, topics
+from reft_edge.wire.blobs import BlobStore
+from reft_edge.wire.codecs import decode_tensors, encode_tensors
+from reft_edge.wire.endpoint import BrokerSettings
+from reft_edge.wire.transfer import Courier, Delivered, Fetched
+
+Behaviour = Literal["good", "refuses", "out_of_memory", "silent", "garbage", "diverges", "again"]
+"""`again`: announces a second, different update for each task after the first. `out_of_memory`: fails unless pruned."""
+
+
+def profile(name: str, flops_per_s: float = 1e13, memory_bytes: float = 2**30) -> DeviceProfile:
+    def quantity(value: float) -> Quantity:
+        return Quantity(value=value, basis="specified")
+
+    return DeviceProfile(
+        name=name,
+        cores=quantity(1),
+        clock_hz=quantity(1e9),
+        flops_per_cycle=quantity(2),
+        training_flops_per_s=quantity(flops_per_s),
+        memory_total_bytes=quantity(memory_bytes),
+        memory_available_bytes=quantity(memory_bytes),
+        link_down_bytes_per_s=quantity(1e7),
+        link_up_bytes_per_s=quantity(1e7),
+        link_round_trip_s=quantity(0.001),
+    )
+
+
+class Device:
+    def __init__(
+        self,
+        name: str,
+        dataset: Dataset,
+        *,
+        broker: BrokerSettings,
+        federation: str,
+        directory,
+        behaviour: Behaviour = "good",
+        announced: DeviceProfile | None = None,
+    ) -> None:
+        self.name = name
+        self.tasks: list[messages.Task] = []
+        self.closed = threading.Event()
+        self._dataset = dataset
+        self._federation = federation
+        self._behaviour = behaviour
+        self._profile = announced or profile(name)
+        self._blobs = BlobStore(directory / name)
+        self._events: queue.SimpleQueue[mqtt.Event | None] = queue.SimpleQueue()
+        offline = messages.encode(messages.Status(online=False))
+        self._link = mqtt.MqttLink(
+            broker,
+            client_id=name,
+            events=self._events,
+            will=(self._topic("status"), offline),
+            subscriptions=[(self._topic("task"), 1), (self._topic("down"), 0)],
+        )
+        self._courier = Courier(
+            self._blobs,
+            lambda payload: self._link.publish(self._topic("up"), payload, qos=0),
+            subscribe_block=lambda transfer, index: self._link.subscribe(
+                topics.blob_topic(federation, transfer, index), 1
+            ),
+            unsubscribe_block=lambda transfer, index: self._link.unsubscribe(
+                topics.blob_topic(federation, transfer, index)
+            ),
+        )
+        self._wanted: set[str] = set()
+        self._thread = threading.Thread(target=self._run, name=name)
+
+    def __enter__(self) -> Device:
+        self._link.start(wait_s=20)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._events.put(None)
+        self._thread.join()
+        self._link.publish(self._topic("status"), messages.encode(messages.Status(online=False)), retain=True)
+        self._link.stop()
+
+    def _run(self) -> None:
+        while True:
+            now = time.monotonic()
+            due = self._courier.next_wakeup(now)
+            try:
+                event = self._events.get(timeout=None if due is None else max(0.0, due - now))
+            except queue.Empty:
+                self._act(self._courier.tick(time.monotonic()))
+                continue
+            if event is None:
+                self._courier.close()
+                return
+            self._handle(event)
+
+    def _handle(self, event: mqtt.Event) -> None:
+        now = time.monotonic()
+        if isinstance(event, mqtt.Connected):
+            self._announce()
+            self._act(self._courier.set_connected(True, now))
+        elif isinstance(event, mqtt.Disconnected):
+            self._courier.set_connected(False, now)
+        elif isinstance(event, mqtt.Received) and event.topic == self._topic("task"):
+            if event.payload:
+                self._take(messages.decode_task(event.payload))
+        elif isinstance(event, mqtt.Received) and event.payload:
+            self._act(self._courier.handle(event.payload, now))
+
+    def _announce(self) -> None:
+        status = messages.Status(online=True, state="idle")
+        self._link.publish(self._topic("status"), messages.encode(status), retain=True)
+        announcement = messages.ProfileAnnouncement(
+            profile=self._profile,
+            training_samples=len(self._dataset),
+            input_shape=self._dataset.sample_shape,
+            n_classes=self._dataset.n_classes,
+        )
+        self._link.publish(self._topic("profile"), messages.encode(announcement), retain=True)
+
+    def _take(self, task: messages.TaskMessage) -> None:
+        if isinstance(task, messages.Close):
+            self.closed.set()
+            return
+        if self.tasks and self.tasks[-1].task == task.task:
+            return
+        self.tasks.append(task)
+        if self._behaviour == "refuses":
+            self._report(messages.Refused(task=task.task, reason="on battery"))
+        elif self._behaviour != "silent":
+            self._report(messages.Accepted(task=task.task))
+            self._want(task.bundle)
+
+    def _want(self, *refs) -> None:
+        self._wanted = {ref.sha256 for ref in refs}
+        for ref in refs:
+            self._act(self._courier.fetch(ref, time.monotonic(), broadcast=self.tasks[-1].broadcast))
+
+    def _act(self, events) -> None:
+        for event in events:
+            if isinstance(event, Fetched) and event.sha256 in self._wanted:
+                self._wanted.discard(event.sha256)
+                self._fetched(event.sha256)
+            elif isinstance(event, Delivered) and self._behaviour == "again":
+                self._done(self.tasks[-1], self._update * np.float32(0.5))
+
+    def _fetched(self, sha256: str) -> None:
+        task = self.tasks[-1]
+        if sha256 == task.bundle.sha256:
+            self._manifest = Manifest.from_json(self._blobs.read(task.bundle))
+            self._want(self._manifest.training_graph, self._manifest.inference_graph, task.weights.blob)
+        elif not self._wanted:
+            self._train(task)
+
+    def _train(self, task: messages.Task) -> None:
+        manifest = self._manifest
+        if self._behaviour == "out_of_memory" and "x" not in manifest.model:
+            self._report(messages.Failed(task=task.task, kind="out_of_memory", reason="killed by the kernel"))
+            return
+        weights = decode_tensors(self._blobs.read(task.weights.blob), task.weights.codec, manifest.tensors)
+        graphs = (self._blobs.read(manifest.training_graph), self._blobs.read(manifest.inference_graph))
+        trainer = Trainer.from_parts(manifest, *graphs, weights, threads=1, seed=task.plan.seed)
+        rng = np.random.default_rng(task.plan.seed)
+        self._steps = 0
+        self._losses = []
+        for _ in range(task.plan.local_epochs):
+            for inputs, targets in batches(self._dataset, task.plan.batch_size, rng):
+                self._losses.append(trainer.step(inputs, targets, task.plan.learning_rate))
+        state = trainer.state()
+        self._update = _Tensors({name: state[name] - weights[name] for name in weights})
+        if self._behaviour == "diverges":
+            self._update = self._update * np.float32(1e6)
+        self._done(task, self._update)
+
+    def _done(self, task: messages.Task, update: _Tensors) -> None:
+        data = encode_tensors(update.values, task.plan.update_codec)
+        if self._behaviour == "garbage":
+            data = data[:-7] + b"garbage"
+        self._report(
+            messages.Done(
+                task=task.task,
+                round=task.round,
+                update=messages.UpdateManifest(
+                    blob=self._blobs.put(data),
+                    codec=task.plan.update_codec,
+                    training_samples=len(self._dataset),
+                    loss_first=self._losses[0],
+                    loss_last=self._losses[-1],
+                ),
+                measured=messages.Measured(
+                    download_s=0.1, start_s=0.1, training_s=0.1, steps=len(self._losses), peak_memory_bytes=10**8
+                ),
+            )
+        )
+
+    def _report(self, report: messages.Report) -> None:
+        self._link.publish(self._topic("report"), messages.encode(report))
+
+    def _topic(self, kind: topics.DeviceTopic) -> str:
+        return topics.device_topic(self._federation, self.name, kind)
+
+
+class _Tensors:
+    """Tensors that can be scaled."""
+
+    def __init__(self, values) -> None:
+        self.values = values
+
+    def __mul__(self, factor) -> _Tensors:
+        return _Tensors({name: (value * factor).astype(value.dtype) for name, value in self.values.items()})

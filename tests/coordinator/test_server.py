@@ -1,0 +1,244 @@
+"""The coordinator against devices that speak the protocol over a real broker and train for real."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import pytest
+
+from reft_edge.coordinator import events
+from reft_edge.coordinator.preparation import prepare
+from reft_edge.coordinator.server import Coordinator
+from reft_edge.coordinator.settings import load_federation
+from reft_edge.data.dataset import Dataset
+from reft_edge.errors import ConfigError, FederationError
+from reft_edge.wire.endpoint import BrokerSettings
+from tests.coordinator.device import Device
+
+CENTRES = np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32) * 2
+
+
+def blobs_of_points(n, seed):
+    """Three clusters in six dimensions, by class."""
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, 3, n)
+    return (CENTRES[targets] + rng.normal(size=(n, 6))).astype(np.float32), targets.astype(np.int64)
+
+
+SETTINGS = """
+federation = "{federation}"
+rounds = {rounds}
+deadline_s = {deadline_s}
+grace_s = 5
+quorum = 0.5
+min_devices = {n_devices}
+enrol_wait_s = {enrol_wait_s}
+settle_s = 0
+{extra}
+[broker]
+host = "{host}"
+port = {port}
+[model]
+name = "mlp"
+input_shape = [6]
+n_outputs = 3
+[training]
+local_epochs = 2
+batch_size = 16
+learning_rate = 0.1
+[planning]
+ratios = [0.0, 0.5]
+[data]
+public = {{ path = "public.npz", labelled = false }}
+test = {{ path = "test.npz" }}
+[distillation]
+epochs = 2
+"""
+
+
+@pytest.fixture
+def write(tmp_path, broker, federation):
+    """Write federation.toml and its data; returns the coordinator's preparation."""
+
+    def write(n_devices, *, rounds=2, deadline_s=30, enrol_wait_s=30, extra=""):
+        for name, seed in (("public", 1), ("test", 2)):
+            inputs, targets = blobs_of_points(120, seed)
+            np.savez(tmp_path / f"{name}.npz", inputs=inputs, targets=targets)
+        path = tmp_path / "federation.toml"
+        path.write_text(
+            SETTINGS.format(
+                federation=federation,
+                rounds=rounds,
+                deadline_s=deadline_s,
+                enrol_wait_s=enrol_wait_s,
+                n_devices=n_devices,
+                extra=extra,
+                host=broker.host,
+                port=broker.port,
+            )
+        )
+        return prepare(load_federation(path), tmp_path)
+
+    return write
+
+
+@pytest.fixture
+def fleet(tmp_path, broker, federation):
+    """Start devices by behaviour: `fleet("good", "silent")`."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*behaviours, names="abcdef"):
+            devices = []
+            for index, behaviour in enumerate(behaviours):
+                inputs, targets = blobs_of_points(60, 10 + index)
+                device = Device(
+                    f"device-{names[index]}-{federation}",
+                    Dataset(inputs=inputs, targets=targets),
+                    broker=BrokerSettings(host=broker.host, port=broker.port),
+                    federation=federation,
+                    directory=tmp_path / "devices",
+                    behaviour=behaviour,
+                )
+                devices.append(stack.enter_context(device))
+            return devices
+
+        yield start
+
+
+def run(preparation, **kwargs):
+    seen: list[events.Event] = []
+    summary = Coordinator(preparation, listener=seen.append, **kwargs).run()
+    return summary, seen
+
+
+def of_kind(seen, kind):
+    return [event for event in seen if isinstance(event, kind)]
+
+
+def test_a_federation_runs_from_profile_to_exported_models(write, fleet):
+    preparation = write(3)
+    devices = fleet("good", "good", "good")
+    summary, seen = run(preparation)
+    assert summary.updates == {"merged": 6}
+    assert summary.final("accuracy") > 0.9
+    stages = [(metric.round, metric.stage) for metric in summary.metrics if metric.name == "accuracy"]
+    every = ("merged", "batch_norm", "distilled")
+    assert stages == [(0, "initial"), *((number, stage) for number in (1, 2) for stage in every)]
+    assert [export.name for export in summary.exports] == ["global", "global.int8"]
+    assert all(device.closed.wait(10) for device in devices)
+    first, second = (event.traffic for event in of_kind(seen, events.RoundClosed))
+    assert all(a.down_bytes > b.down_bytes > 0 and a.up_bytes > 0 for a, b in zip(first, second, strict=True))
+
+    again, seen = run(preparation)
+    assert again.already_finished
+    assert again.metrics == summary.metrics
+    assert not seen
+    other, _ = run(preparation, new_run=True)
+    assert other.run != summary.run
+
+
+def test_every_kind_of_bad_device_costs_its_own_update_only(write, fleet):
+    behaviours = ("good", "good", "refuses", "garbage", "diverges", "again", "silent")
+    preparation = write(len(behaviours), rounds=1, deadline_s=4, extra="max_parallel_uploads = 1")
+    fleet(*behaviours, names=behaviours)
+    summary, seen = run(preparation)
+    (closed,) = of_kind(seen, events.RoundClosed)
+    assert (closed.counted, closed.asked) == (3, 7)
+    fates = {(event.device.split("-")[1], event.state) for event in of_kind(seen, events.UpdateSeen)}
+    assert fates == {
+        ("good", "received"),
+        ("again", "received"),
+        ("again", "duplicate"),
+        ("garbage", "rejected"),
+        ("diverges", "rejected"),
+    }
+    reasons = {event.device.split("-")[1]: event.reason for event in of_kind(seen, events.UpdateSeen)}
+    assert "norm" in reasons["diverges"]
+    assert summary.updates == {"merged": 3, "rejected": 2, "duplicate": 1}
+
+
+def test_a_device_that_ran_out_of_memory_gets_a_smaller_variant(write, fleet):
+    preparation = write(2, rounds=2)
+    fleet("good", "out_of_memory")
+    summary, seen = run(preparation)
+    ratios = [
+        {item.device.split("-")[1]: item.ratio for item in event.devices} for event in of_kind(seen, events.Planned)
+    ]
+    assert ratios == [{"a": 0.0, "b": 0.0}, {"a": 0.0, "b": 0.5}]
+    assert summary.updates == {"merged": 3}
+    assert {"variant-0.5", "variant-0.5.int8"} <= {export.name for export in summary.exports}
+
+
+def test_a_round_without_quorum_is_planned_again_and_then_fails_the_run(write, fleet):
+    preparation = write(1, rounds=1, extra="max_attempts = 2")
+    fleet("refuses")
+    with pytest.raises(FederationError, match="round 1 failed 2 times.*on battery"):
+        run(preparation)
+
+
+def test_too_few_devices_are_an_error_that_says_what_to_do(write):
+    with pytest.raises(FederationError, match="0 of 2 devices announced themselves .* start their agents"):
+        run(write(2, enrol_wait_s=0.2))
+
+
+def test_a_device_whose_data_do_not_fit_is_told_apart(write, fleet, tmp_path, broker, federation):
+    preparation = write(2, rounds=1)
+    fleet("good")
+    odd = Dataset(inputs=np.zeros((9, 7), np.float32), targets=np.zeros(9, np.int64))
+    address = BrokerSettings(host=broker.host, port=broker.port)
+    with Device(f"odd-{federation}", odd, broker=address, federation=federation, directory=tmp_path / "odd"):
+        _, seen = run(preparation)
+    (planned,) = of_kind(seen, events.Planned)
+    (excluded,) = planned.excluded
+    assert "samples have shape (7,), the model takes (6,)" in excluded.reason
+
+
+INTERRUPTIONS = [
+    events.Waiting,
+    events.Planned,
+    events.RoundStarted,
+    events.UpdateSeen,
+    events.RoundMerged,
+    events.Distilling,
+    events.RoundDistilled,
+    events.RoundClosed,
+    events.Exported,
+]
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_a_run_goes_on_after_an_interruption_at_any_moment(write, fleet):
+    preparation = write(2)
+    waiting = list(INTERRUPTIONS)
+    runs = set()
+
+    def listener(event):
+        if isinstance(event, events.Started):
+            runs.add(event.run)
+        if waiting and isinstance(event, waiting[0]):
+            del waiting[0]
+            raise Interrupted
+
+    with pytest.raises(Interrupted):  # before there are devices
+        Coordinator(preparation, listener=listener).run()
+    devices = fleet("good", "good")
+    for _ in INTERRUPTIONS[1:]:
+        with pytest.raises(Interrupted):
+            Coordinator(preparation, listener=listener).run()
+    summary = Coordinator(preparation, listener=listener).run()
+    assert runs == {summary.run}
+    assert summary.updates == {"merged": 4}
+    assert summary.final("accuracy") > 0.9
+    assert all(len({task.task for task in device.tasks}) == 2 for device in devices)
+
+
+def test_another_model_needs_a_new_run(write, fleet):
+    preparation = write(1, rounds=1)
+    fleet("good")
+    run(preparation)
+    with pytest.raises(ConfigError, match="--new-run"):
+        run(write(1, rounds=1, extra="seed = 7"))
