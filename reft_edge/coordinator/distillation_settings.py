@@ -18,10 +18,8 @@ class DistillationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     optimizer: Literal["adam", "sgd"] = "adam"
     """`sgd` has momentum 0.9."""
     temperature: Annotated[float, Meta(gt=0, le=1000)] = 2.0
-    weights: Literal["samples", "uniform", "confidence"] = "samples"
-    """What a teacher counts: its training samples; all the same; or samples, times its confidence on each input."""
-    average: Literal["probabilities", "logits"] = "probabilities"
-    """What is averaged over the teachers of a classifier."""
+    weights: Literal["samples", "uniform"] = "samples"
+    """What a teacher counts: the samples that it was trained on, or all the same."""
     held_out_fraction: Annotated[float, Meta(gt=0, lt=1)] = 0.25
     """Share of labelled public data that only chooses the best epoch. Unused without labels."""
     patience: Annotated[int, Meta(ge=1, le=10_000)] = 5

@@ -1,0 +1,118 @@
+"""A federation on this machine: one coordinator and one agent a board, each an operating-system process of its own.
+
+They are started as a person would start them, and meet only at the broker. What happened is read from the coordinator's
+standard output.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+import reft_edge
+from reft_edge.coordinator.events import Event, Finished
+from reft_edge.coordinator.report.stream import read_event
+from reft_edge.errors import FederationError, RemoteProtocolError
+from reft_edge.simulation.children import Child, Children
+from reft_edge.simulation.run_directory import FEDERATION_FILE, log_path
+
+COORDINATOR = "coordinator"
+EVENTS_FILE = "events.jsonl"
+"""What the coordinator said, kept beside the logs' folder."""
+
+_LOOK_S = 0.25
+"""How often the children are looked at while nothing is said."""
+
+
+def run_fleet(directory: Path, agents: Sequence[Path], *, children: Children, timeout_s: float) -> Iterator[Event]:
+    """Start coordinator and agents on the prepared `directory`; yields events until the federation has finished.
+
+    The processes belong to `children`, which ends them. Raises `FederationError` when one of them fails, or when it all
+    takes longer than `timeout_s`.
+    """
+    end = time.monotonic() + timeout_s
+    coordinator = _start(
+        children, directory, COORDINATOR, ["coordinator", FEDERATION_FILE, "--events"], read_output=True
+    )
+    for settings in agents:
+        _start(children, directory, settings.stem, ["agent", settings.name])
+    lines = _Lines(coordinator)
+    with (directory / EVENTS_FILE).open("wb") as record:
+        for line in _until_end(lines, coordinator, children, end):
+            event = _read(line, coordinator)
+            if event is not None:
+                record.write(line)
+                record.flush()
+                yield event
+                if isinstance(event, Finished):
+                    break
+    if coordinator.process.wait(max(1.0, end - time.monotonic())) != 0:
+        raise FederationError(coordinator.obituary())
+
+
+def _until_end(lines: _Lines, coordinator: Child, children: Children, end: float) -> Iterator[bytes]:
+    """The coordinator's lines, while everybody is well."""
+    while True:
+        line = lines.get(_LOOK_S)
+        if line is not None:
+            if not line:
+                coordinator.process.wait()
+                raise FederationError(coordinator.obituary())
+            yield line
+            continue
+        if (failed := children.failed()) is not None:
+            raise FederationError(failed.obituary())
+        if time.monotonic() > end:
+            raise FederationError(f"the federation takes too long; it was stopped (log: {coordinator.log_path})")
+
+
+class _Lines:
+    """A child's output by lines, read in a thread so that silence does not keep us from looking at the others."""
+
+    def __init__(self, child: Child) -> None:
+        if child.output is None:
+            raise ValueError(f"the output of {child.name} is not read")
+        self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        threading.Thread(target=self._read, args=(child.output,), name=f"{child.name}-output", daemon=True).start()
+
+    def get(self, timeout_s: float) -> bytes | None:
+        """The next line; empty at the end; None when there was none in time."""
+        try:
+            return self._lines.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+
+    def _read(self, output: IO[bytes]) -> None:
+        try:
+            for line in output:
+                self._lines.put(line)
+        except (OSError, ValueError):  # closed under us, when the child was ended
+            pass
+        self._lines.put(b"")
+
+
+def _start(
+    children: Children, directory: Path, name: str, arguments: Sequence[str], *, read_output: bool = False
+) -> Child:
+    packages = [str(Path(reft_edge.__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
+    return children.start(
+        name,
+        [sys.executable, "-m", "reft_edge", *arguments],
+        log_path=log_path(directory, name),
+        directory=directory,
+        environment={"PYTHONPATH": os.pathsep.join(filter(None, packages)), "PYTHONUNBUFFERED": "1"},
+        read_output=read_output,
+    )
+
+
+def _read(line: bytes, coordinator: Child) -> Event | None:
+    try:
+        return read_event(line)
+    except RemoteProtocolError as exc:
+        raise FederationError(f"{exc} (log: {coordinator.log_path})") from exc

@@ -1,0 +1,168 @@
+"""The folder of an emulated federation: settings, data and board profiles, as a person would have written them.
+
+    <run>/federation.toml                the coordinator's settings; results and memory under federation/
+    <run>/agent-<board>.toml             one agent's settings, for each board
+    <run>/boards/<board>.toml            the board's profile
+    <run>/data/{public,test,<board>}.npz
+    <run>/spool/<board>/                 the agent's own
+    <run>/logs/<process>.log
+
+Everything needed lies inside, so any of the processes can be started again by hand.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import tomli_w
+
+import reft_edge
+from reft_edge.errors import ConfigError, ResourceError
+from reft_edge.profiling.profile import DeviceProfile
+from reft_edge.simulation.digits import INPUT_SHAPE, N_CLASSES, Digits, write_part
+
+if TYPE_CHECKING:
+    from reft_edge.wire.endpoint import BrokerSettings
+
+FEDERATION_FILE = "federation.toml"
+RESULTS = "federation"
+"""Folder of the coordinator's results and memory."""
+
+MARKER = ".reft-edge-demo"
+"""Lies in every folder that we made, so that only such a folder is ever emptied."""
+
+HOLDOUT_FRACTION = 0.1
+"""Of a device's samples; they tell what its training brought."""
+
+
+class DemoOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What is emulated, and how it trains. Defaults were chosen by measurement in the loop of
+    `tests/coordinator/test_loop_digits.py`."""
+
+    boards: tuple[str, ...] = ("raspberry-pi-zero-2-w", "raspberry-pi-3b-plus", "raspberry-pi-4b", "jetson-nano")
+    rounds: int = 4
+    local_epochs: int = 12
+    batch_size: int = 32
+    learning_rate: float = 0.05
+    momentum: float = 0.9
+    deadline_s: float = 8.0
+    """Short enough that the slower boards cannot train the whole model in time."""
+    ratios: tuple[float, ...] = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
+    alpha: float = 0.5
+    """Of the Dirichlet distribution by which classes are divided."""
+    seed: int = 0
+
+
+def prepare(directory: Path, options: DemoOptions, digits: Digits, broker: BrokerSettings) -> list[Path]:
+    """Write settings, data and profiles into `directory`; returns the agents' settings files, a board each.
+
+    Raises `ConfigError` for an unknown board and `ResourceError` when the disk refuses.
+    """
+    profiles = {board: DeviceProfile.read(find_board(board)) for board in options.boards}
+    write_part(directory / "data" / "public.npz", digits.public, labelled=False)
+    write_part(directory / "data" / "test.npz", digits.test)
+    for board, part in zip(options.boards, digits.devices, strict=True):
+        write_part(directory / "data" / f"{board}.npz", part)
+    connection = {"host": broker.host, "port": broker.port, "mqtt_version": broker.mqtt_version}
+    try:
+        (directory / "boards").mkdir(exist_ok=True)
+        for board in options.boards:
+            shutil.copyfile(find_board(board), directory / "boards" / f"{board}.toml")
+        _write_toml(directory / FEDERATION_FILE, federation_table(options, connection))
+        return [
+            _write_toml(directory / f"agent-{board}.toml", agent_table(board, profile, connection))
+            for board, profile in profiles.items()
+        ]
+    except OSError as exc:
+        raise ResourceError(f"{directory} cannot be written: {exc.strerror or exc}") from exc
+
+
+def federation_table(options: DemoOptions, connection: Mapping[str, Any]) -> dict[str, Any]:
+    """federation.toml."""
+    return {
+        "federation": "digits",
+        "rounds": options.rounds,
+        "seed": options.seed,
+        "deadline_s": options.deadline_s,
+        "grace_s": 30.0,
+        "quorum": 0.75,
+        "min_devices": len(options.boards),
+        "enrol_wait_s": 90.0,
+        "settle_s": 0.0,
+        "broker": dict(connection),
+        "model": {
+            "name": "digits_cnn",
+            "input_shape": list(INPUT_SHAPE),
+            "n_outputs": N_CLASSES,
+            "optimizer": {"name": "sgd", "momentum": options.momentum},
+        },
+        "training": {
+            "local_epochs": options.local_epochs,
+            "batch_size": options.batch_size,
+            "learning_rate": options.learning_rate,
+        },
+        "planning": {"ratios": list(options.ratios)},
+        "data": {
+            "public": {"path": "data/public.npz", "labelled": False},
+            "test": {"path": "data/test.npz"},
+        },
+        "output": {"directory": RESULTS},
+    }
+
+
+def agent_table(board: str, profile: DeviceProfile, connection: Mapping[str, Any]) -> dict[str, Any]:
+    """agent.toml of an emulated board: this machine, slowed and short of memory."""
+    return {
+        "device": board,
+        "federation": "digits",
+        "spool": f"spool/{board}",
+        "broker": dict(connection),
+        "data": {"path": f"data/{board}.npz", "holdout_fraction": HOLDOUT_FRACTION},
+        "limits": {
+            "training_flops_per_s": profile.planning_flops_per_s,
+            "memory_bytes": int(profile.planning_memory_bytes),
+            "threads": 1,
+        },
+        "profile": {"path": f"boards/{board}.toml"},
+    }
+
+
+def find_board(board: str) -> Path:
+    """The reference profile of a board. Raises `ConfigError`."""
+    root = Path(reft_edge.__file__).resolve().parent
+    for folder in (root.parent / "device_profiles", root / "device_profiles"):
+        path = folder / f"{board}.toml"
+        if path.is_file():
+            return path
+    raise ConfigError(f"no profile of the board {board!r} in {root.parent / 'device_profiles'}; run from a checkout")
+
+
+def make_empty(directory: Path) -> Path:
+    """Create `directory`, or empty one that an earlier demo made; returns its absolute path.
+
+    Raises `ConfigError` when it holds something else.
+    """
+    target = directory.resolve()
+    try:
+        if target.is_dir() and any(target.iterdir()):
+            if not (target / MARKER).is_file():
+                raise ConfigError(f"{target} is not empty and was not made by a demo; choose another --output")
+            shutil.rmtree(target)
+        target.mkdir(parents=True, exist_ok=True)
+        (target / MARKER).write_text("This folder is emptied by the next demo that writes here.\n", encoding="utf-8")
+    except OSError as exc:
+        raise ConfigError(f"--output {target} cannot be used: {exc.strerror or exc}") from exc
+    return target
+
+
+def _write_toml(path: Path, table: Mapping[str, Any]) -> Path:
+    path.write_text(tomli_w.dumps(table), encoding="utf-8")
+    return path
+
+
+def log_path(directory: Path, process: str) -> Path:
+    return directory / "logs" / f"{process}.log"
