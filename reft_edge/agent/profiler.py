@@ -27,6 +27,10 @@ from reft_edge.wire.endpoint import BrokerSettings
 Tell: TypeAlias = Callable[[str], None]
 
 
+_DIGITS = 5
+"""Significant digits of a timed value: more than it is good for, few enough to read. Counts stay exact."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Effort:
     """How long each part may take."""
@@ -190,7 +194,8 @@ class _Source:
     def measured(self, value: float, detail: str) -> Quantity:
         day = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
         how = f"measured {day} by reft-edge profile-device {reft_edge.__version__}, {self.effort}: {detail}"
-        return Quantity(value=value, basis="measured", source=how)
+        readable = value if float(value).is_integer() else float(f"{value:.{_DIGITS}g}")
+        return Quantity(value=readable, basis="measured", source=how)
 
     def rate(self, value: float, rate: Rate, workload: str) -> Quantity:
         quality = f"best quarter of {rate.n_batches} batches within {rate.spread:.1%}"
@@ -213,7 +218,8 @@ def disturbances(readings: Readings) -> Iterator[str]:
             speeds = f"from {rate.per_s / 1e9:.3g} to {rate.late_per_s / 1e9:.3g} GFLOP/s"
             yield f"{what} slowed down while it was measured, {speeds}: too hot, or disturbed"
         if not rate.stable:
-            yield f"{what} did not settle: its best batches differ by {rate.spread:.0%}; measure again"
+            times = f"{rate.n_batches} batches, the best apart by {rate.spread:.0%}"
+            yield f"{what} did not settle in the time it had ({times}); measure again, without --quick"
 
 
 def doubts(system: System, profile: DeviceProfile) -> Iterator[str]:

@@ -17,6 +17,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from reft_edge.agent.profiler import measure_profile
 from reft_edge.errors import ConfigError, ResourceError
@@ -84,9 +85,16 @@ def _write(path: Path, profile: DeviceProfile) -> None:
     import tomli_w
 
     try:
-        path.write_text(tomli_w.dumps(profile.to_table()), encoding="utf-8")
+        path.write_text(tomli_w.dumps(_whole_numbers(profile.to_table())), encoding="utf-8")
     except OSError as exc:
         raise ResourceError(f"--output {path}: cannot be written: {exc.strerror or exc}") from exc
+
+
+def _whole_numbers(value: Any) -> Any:
+    """Floats without a fraction as integers, which TOML writes without a dangling `.0`."""
+    if isinstance(value, dict):
+        return {key: _whole_numbers(inner) for key, inner in value.items()}
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _document(profile: DeviceProfile, warnings: list[str]) -> dict[str, object]:

@@ -15,9 +15,14 @@ from reft_edge.config import convert_settings, read_toml
 
 SCHEMA = 1
 
-TRAINING_SHARE_OF_THEORETICAL = 0.15
+TRAINING_SHARE_OF_THEORETICAL = 0.10
 """Share of the paper's theoretical FLOP/s that a training step sustains, for boards nobody has measured yet.
-`reft-edge profile-device` shows both figures; the planner corrects the guess after one round."""
+
+The reference step sustains 0.19 on the x86-64 machine in `device_profiles/`. What its matrix products do not explain of
+the time is mostly waiting for memory, at most 0.7 bytes for each operation. With products at half of the theoretical
+figure (double-precision HPL reaches 0.4 on a Raspberry Pi 4 and 5, https://github.com/geerlingguy/top500-benchmark) and
+that traffic at each board's own bandwidth, the boards in `device_profiles/` come out between 0.07 and 0.16, 0.10 in the
+middle. An estimate: `reft-edge profile-device` measures, and the planner corrects it after one round."""
 
 RUNTIME_BASE_BYTES = 64 * 2**20
 """Resident memory of a worker before it holds any tensor: Python, numpy and onnxruntime (x86-64, onnxruntime 1.31)."""
