@@ -26,7 +26,6 @@ from reft_edge.wire.endpoint import BrokerSettings
 
 Tell: TypeAlias = Callable[[str], None]
 
-
 _DIGITS = 5
 """Significant digits of a timed value: more than it is good for, few enough to read. Counts stay exact."""
 
@@ -44,9 +43,9 @@ class _Effort:
 
 _QUICK = _Effort(
     name="quick",
-    product=Repetition(min_s=1.5, max_s=3),
-    training=Repetition(min_s=4, max_s=8),
-    copy=Repetition(min_s=1, max_s=2),
+    product=Repetition(min_s=1.2, max_s=2.5),
+    training=Repetition(min_s=3.5, max_s=6),
+    copy=Repetition(min_s=0.8, max_s=1.5),
     link_s=1.5,
 )
 _FULL = _Effort(
