@@ -84,6 +84,7 @@ class Device:
             ),
         )
         self._wanted: set[str] = set()
+        self._last_report: messages.Report | None = None
         self._thread = threading.Thread(target=self._run, name=name)
 
     def __enter__(self) -> Device:
@@ -140,8 +141,11 @@ class Device:
             self.closed.set()
             return
         if self.tasks and self.tasks[-1].task == task.task:
+            if self._last_report is not None:  # the broker or the coordinator may have lost it
+                self._report(self._last_report)
             return
         self.tasks.append(task)
+        self._last_report = None
         if self._behaviour == "refuses":
             self._report(messages.Refused(task=task.task, reason="on battery"))
         elif self._behaviour != "silent":
@@ -211,6 +215,7 @@ class Device:
         )
 
     def _report(self, report: messages.Report) -> None:
+        self._last_report = report
         self._link.publish(self._topic("report"), messages.encode(report))
 
     def _topic(self, kind: topics.DeviceTopic) -> str:

@@ -31,7 +31,7 @@ federation = "{federation}"
 rounds = {rounds}
 deadline_s = {deadline_s}
 grace_s = 5
-quorum = 0.5
+quorum = 0.3
 min_devices = {n_devices}
 enrol_wait_s = {enrol_wait_s}
 settle_s = 0
@@ -39,6 +39,7 @@ settle_s = 0
 [broker]
 host = "{host}"
 port = {port}
+mqtt_version = "{mqtt_version}"
 [model]
 name = "mlp"
 input_shape = [6]
@@ -55,6 +56,12 @@ test = {{ path = "test.npz" }}
 [distillation]
 epochs = 2
 """
+
+
+def address(broker):
+    """Without trying MQTT 5 on the embedded broker, which takes two seconds to refuse it."""
+    version = "3.1.1" if broker.kind == "embedded" else "auto"
+    return BrokerSettings(host=broker.host, port=broker.port, mqtt_version=version)
 
 
 @pytest.fixture
@@ -76,6 +83,7 @@ def write(tmp_path, broker, federation):
                 extra=extra,
                 host=broker.host,
                 port=broker.port,
+                mqtt_version=address(broker).mqtt_version,
             )
         )
         return prepare(load_federation(path), tmp_path)
@@ -95,7 +103,7 @@ def fleet(tmp_path, broker, federation):
                 device = Device(
                     f"device-{names[index]}-{federation}",
                     Dataset(inputs=inputs, targets=targets),
-                    broker=BrokerSettings(host=broker.host, port=broker.port),
+                    broker=address(broker),
                     federation=federation,
                     directory=tmp_path / "devices",
                     behaviour=behaviour,
@@ -128,7 +136,7 @@ def test_a_federation_runs_from_profile_to_exported_models(write, fleet):
     assert [export.name for export in summary.exports] == ["global", "global.int8"]
     assert all(device.closed.wait(10) for device in devices)
     first, second = (event.traffic for event in of_kind(seen, events.RoundClosed))
-    assert all(a.down_bytes > b.down_bytes > 0 and a.up_bytes > 0 for a, b in zip(first, second, strict=True))
+    assert all(0 < item.up_bytes < item.down_bytes < item.full_model_bytes for item in (*first, *second))
 
     again, seen = run(preparation)
     assert again.already_finished
@@ -139,12 +147,12 @@ def test_a_federation_runs_from_profile_to_exported_models(write, fleet):
 
 
 def test_every_kind_of_bad_device_costs_its_own_update_only(write, fleet):
-    behaviours = ("good", "good", "refuses", "garbage", "diverges", "again", "silent")
-    preparation = write(len(behaviours), rounds=1, deadline_s=4, extra="max_parallel_uploads = 1")
+    behaviours = ("good", "refuses", "garbage", "diverges", "again", "silent")
+    preparation = write(len(behaviours), rounds=1, deadline_s=3, extra="max_parallel_uploads = 1")
     fleet(*behaviours, names=behaviours)
     summary, seen = run(preparation)
     (closed,) = of_kind(seen, events.RoundClosed)
-    assert (closed.counted, closed.asked) == (3, 7)
+    assert (closed.counted, closed.asked) == (2, 6)
     fates = {(event.device.split("-")[1], event.state) for event in of_kind(seen, events.UpdateSeen)}
     assert fates == {
         ("good", "received"),
@@ -155,7 +163,7 @@ def test_every_kind_of_bad_device_costs_its_own_update_only(write, fleet):
     }
     reasons = {event.device.split("-")[1]: event.reason for event in of_kind(seen, events.UpdateSeen)}
     assert "norm" in reasons["diverges"]
-    assert summary.updates == {"merged": 3, "rejected": 2, "duplicate": 1}
+    assert summary.updates == {"merged": 2, "rejected": 2, "duplicate": 1}
 
 
 def test_a_device_that_ran_out_of_memory_gets_a_smaller_variant(write, fleet):
@@ -173,12 +181,12 @@ def test_a_device_that_ran_out_of_memory_gets_a_smaller_variant(write, fleet):
 def test_a_round_without_quorum_is_planned_again_and_then_fails_the_run(write, fleet):
     preparation = write(1, rounds=1, extra="max_attempts = 2")
     fleet("refuses")
-    with pytest.raises(FederationError, match="round 1 failed 2 times.*on battery"):
+    with pytest.raises(FederationError, match=r"round 1 failed 2 times.*on battery"):
         run(preparation)
 
 
 def test_too_few_devices_are_an_error_that_says_what_to_do(write):
-    with pytest.raises(FederationError, match="0 of 2 devices announced themselves .* start their agents"):
+    with pytest.raises(FederationError, match=r"0 of 2 devices announced themselves .* start their agents"):
         run(write(2, enrol_wait_s=0.2))
 
 
@@ -186,8 +194,7 @@ def test_a_device_whose_data_do_not_fit_is_told_apart(write, fleet, tmp_path, br
     preparation = write(2, rounds=1)
     fleet("good")
     odd = Dataset(inputs=np.zeros((9, 7), np.float32), targets=np.zeros(9, np.int64))
-    address = BrokerSettings(host=broker.host, port=broker.port)
-    with Device(f"odd-{federation}", odd, broker=address, federation=federation, directory=tmp_path / "odd"):
+    with Device(f"odd-{federation}", odd, broker=address(broker), federation=federation, directory=tmp_path / "odd"):
         _, seen = run(preparation)
     (planned,) = of_kind(seen, events.Planned)
     (excluded,) = planned.excluded
@@ -207,7 +214,7 @@ INTERRUPTIONS = [
 ]
 
 
-class Interrupted(Exception):
+class InterruptedTestError(Exception):
     pass
 
 
@@ -221,13 +228,13 @@ def test_a_run_goes_on_after_an_interruption_at_any_moment(write, fleet):
             runs.add(event.run)
         if waiting and isinstance(event, waiting[0]):
             del waiting[0]
-            raise Interrupted
+            raise InterruptedTestError
 
-    with pytest.raises(Interrupted):  # before there are devices
+    with pytest.raises(InterruptedTestError):  # before there are devices
         Coordinator(preparation, listener=listener).run()
     devices = fleet("good", "good")
     for _ in INTERRUPTIONS[1:]:
-        with pytest.raises(Interrupted):
+        with pytest.raises(InterruptedTestError):
             Coordinator(preparation, listener=listener).run()
     summary = Coordinator(preparation, listener=listener).run()
     assert runs == {summary.run}
