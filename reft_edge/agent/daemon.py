@@ -85,8 +85,10 @@ from reft_edge.wire.mqtt import Connected, Disconnected, MqttLink, Received, Rej
 from reft_edge.wire.topics import DeviceTopic, blob_topic, device_topic
 from reft_edge.wire.transfer import Courier, Delivered, Fetched, Lost, TransferEvent
 
-REMIND_S = 30.0
-"""A finished update is announced again this often until its receipt comes."""
+MIN_REMIND_S = 3.0
+MAX_REMIND_S = 60.0
+"""A finished update is announced again after this long, each time twice as long, until its receipt comes: a broker that
+was restarted may have lost our words, and a coordinator may let many devices wait for their turn."""
 
 PROGRESS_EXPIRES_S = 30.0
 """Progress that could not be told in time is not worth telling."""
@@ -124,6 +126,7 @@ class Daemon:
         self._data_key: str | None = None
         self._said_status: Status | None = None
         self._remind_at: float | None = None
+        self._remind_s = MIN_REMIND_S
         self._supervisor = Supervisor(self._worker_configuration(), self._events)
         self._jobs = Jobs(self._supervisor)
         self._link = MqttLink(
@@ -263,7 +266,8 @@ class Daemon:
         now = time.monotonic()
         self._transferred(self._courier.tick(now))
         if self._remind_at is not None and now >= self._remind_at:
-            self._remind_at = now + REMIND_S
+            self._remind_s = min(MAX_REMIND_S, 2 * self._remind_s)
+            self._remind_at = now + self._remind_s
             self._feed(ReminderDue())
         idle_at = self._worker_idle_at()
         if idle_at is not None and now >= idle_at:
@@ -295,6 +299,8 @@ class Daemon:
         self._spool.save_state(self._session.state)  # marks the spool as used: from now on the broker is only away
         self._transferred(self._courier.set_connected(True, time.monotonic()))
         self._feed(LinkUp())
+        if self._remind_at is not None:
+            self._remind_soon()  # the coordinator may come back later than we do
 
     def _received(self, message: Received) -> None:
         """A message from the broker; garbage is logged and dropped."""
@@ -384,8 +390,12 @@ class Daemon:
         if not uploading:
             self._remind_at = None
         elif self._remind_at is None:
-            self._remind_at = time.monotonic() + REMIND_S
+            self._remind_soon()
         self._say_status()
+
+    def _remind_soon(self) -> None:
+        self._remind_s = MIN_REMIND_S
+        self._remind_at = time.monotonic() + MIN_REMIND_S
 
     def _apply(self, actions: Sequence[Action]) -> None:
         for action in actions:

@@ -24,6 +24,7 @@ from typing import TypeVar
 import msgspec
 
 from reft_edge.agent.session import SessionState
+from reft_edge.bundle.manifest import MAX_MANIFEST_BYTES
 from reft_edge.data.description import DataDescription
 from reft_edge.errors import ConfigError, ResourceError
 from reft_edge.profiling.profile import DeviceProfile
@@ -60,7 +61,8 @@ class Spool:
             self.residuals.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
             raise ResourceError(f"spool {root}: {exc.strerror or exc}; choose a folder that can be written") from exc
-        self.blobs = BlobStore(root / "blobs", max_blob_bytes=max_blob_bytes)
+        # A manifest has a limit of its own, and has to be read before one knows how large the model is.
+        self.blobs = BlobStore(root / "blobs", max_blob_bytes=max(max_blob_bytes, MAX_MANIFEST_BYTES))
         self.was_used = (root / _STATE_FILE).exists()
         """Whether an agent that reached its broker has worked with this spool before."""
         self._lock: int | None = None
