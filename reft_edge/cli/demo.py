@@ -122,12 +122,15 @@ def _play(options: DemoOptions, directory: Path, broker: str, shown: Watcher, be
 
 def _central(options: DemoOptions, digits: Digits, directory: Path, shown: Watcher) -> CentralFigures:
     """Train the federation's net, from the same initial weights, on all private data."""
+    import torch
+
     from reft_edge.coordinator.catalogue import initial_model
     from reft_edge.coordinator.settings import load_federation
     from reft_edge.simulation.central import CentralOptions, train_centrally
     from reft_edge.simulation.run_directory import FEDERATION_FILE
 
     settings = load_federation(directory / FEDERATION_FILE)
+    torch.set_num_threads(1)  # batches this small are no work to share; on a busy machine sharing takes minutes
     shown.say("training the same net centrally, to compare")
     return train_centrally(
         initial_model(settings.model, base_dir=directory, seed=settings.seed),

@@ -8,7 +8,7 @@ The student starts as the merged model. For classification it minimises
 (Hinton et al., arXiv 1503.02531, section 2, for the temperature T and the factor T^2; Lin et al., FedDF, arXiv
 2006.07242, algorithm 1, for an ensemble of clients as teacher, the averaged model as start and unlabelled data). FedDF
 averages logits; probabilities did as well on digits (98.8% against 98.7%, 3 seeds), and one overconfident teacher
-cannot outvote the others. For regression the loss is the squared distance to the weighted mean of the teachers' outputs.
+cannot outvote the others. For regression the loss is the squared distance to the teachers' weighted mean.
 
 No labels are needed. Where the public data have labels, a part is held out to stop early and to choose the best epoch;
 the merged model is epoch 0 and wins ties, so distilling never returns something that scores worse there.

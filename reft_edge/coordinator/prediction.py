@@ -151,7 +151,8 @@ def predict(device: Device, option: Option, workload: Workload) -> Prediction:
     batch = min(workload.batch_size, max(1, device.training_samples))
     data = (device.training_samples + device.holdout_samples) * option.sample_bytes
     model = model_memory_bytes(option, batch) + data
-    start_s = START_FLOPS / flops_per_s
+    known_start = profile.worker_start_s
+    start_s = known_start.value if known_start is not None else START_FLOPS / flops_per_s
     return Prediction(
         download_s=download_s * correction.transfer_factor,
         start_s=start_s * correction.start_factor,

@@ -106,7 +106,11 @@ def _start(
         [sys.executable, "-m", "reft_edge", *arguments],
         log_path=log_path(directory, name),
         directory=directory,
-        environment={"PYTHONPATH": os.pathsep.join(filter(None, packages)), "PYTHONUNBUFFERED": "1"},
+        environment={
+            "PYTHONPATH": os.pathsep.join(filter(None, packages)),
+            # All share a few cores; threads of one that wait for each other would take them from the others.
+            "OMP_NUM_THREADS": "1",
+        },
         read_output=read_output,
     )
 
