@@ -12,11 +12,13 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 
 import msgspec
 
 from reft_edge.coordinator import events
 from reft_edge.coordinator.catalogue import Catalogue
+from reft_edge.coordinator.event_log import EVENTS_FILE, EventLog, read_log
 from reft_edge.coordinator.exporting import Exporter
 from reft_edge.coordinator.fleet import Fleet
 from reft_edge.coordinator.learning import Learner, metric_records
@@ -24,19 +26,24 @@ from reft_edge.coordinator.network import Network
 from reft_edge.coordinator.parts import RunParts
 from reft_edge.coordinator.preparation import Preparation
 from reft_edge.coordinator.records import ExportRecord, MetricRecord, RunRecord
+from reft_edge.coordinator.report.page import to_html
+from reft_edge.coordinator.report.record import gather, to_json
 from reft_edge.coordinator.rounds import Phase
 from reft_edge.coordinator.session import Session
 from reft_edge.coordinator.settings import run_digest
 from reft_edge.coordinator.store import Store
-from reft_edge.errors import ConfigError, FederationError
+from reft_edge.errors import ConfigError, FederationError, ResourceError
 from reft_edge.wire.blobs import BlobStore
 
 CONNECT_TIMEOUT_S = 30.0
 """A broker that was started together with us is there by then."""
 
 BLOBS = "blobs"
-EXPORTS = "models"
-"""Folders in the output directory."""
+"""Folder in the output directory. Beside it lie the store and a folder for each run."""
+
+MODELS = "models"
+REPORT = "report"
+"""In a run's folder: exported models, and the report as .json and .html."""
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,6 +129,25 @@ class Coordinator:
     # Working on it.
 
     def _work(self, store: Store, record: RunRecord, *, resumed: bool) -> Summary:
+        """Work on a run that has not finished, and keep what is told about it."""
+        directory = self._directory(record.run)
+        with EventLog(directory, self._listener) as listener:
+            self._play(store, record, listener, resumed=resumed)
+            summary = self._summary(store, record)
+            listener(
+                events.Finished(
+                    run=record.run,
+                    rounds=summary.rounds,
+                    accuracy=summary.final("accuracy"),
+                    mse=summary.final("mse"),
+                    updates=summary.updates,
+                    directory=summary.directory,
+                )
+            )
+        _write_report(directory)
+        return summary
+
+    def _play(self, store: Store, record: RunRecord, listener: events.Listener, *, resumed: bool) -> None:
         blobs = self._blobs()
         parts = RunParts(
             run=record.run,
@@ -137,7 +163,7 @@ class Coordinator:
                 max_parallel_uploads=self._settings.max_parallel_uploads,
             ),
             fleet=Fleet(store.devices()),
-            listener=self._listener,
+            listener=listener,
             clock=self._clock,
         )
         self._tell_started(parts, resumed=resumed)
@@ -149,18 +175,6 @@ class Coordinator:
             raise
         finally:
             parts.network.stop()
-        summary = self._summary(store, record)
-        self._listener(
-            events.Finished(
-                run=record.run,
-                rounds=summary.rounds,
-                accuracy=summary.final("accuracy"),
-                mse=summary.final("mse"),
-                updates=summary.updates,
-                directory=summary.directory,
-            )
-        )
-        return summary
 
     def _play_and_export(self, parts: RunParts) -> None:
         session = Session(parts)
@@ -178,12 +192,16 @@ class Coordinator:
             workshop=self._preparation.workshop(),
             blobs=parts.blobs,
             options=self._preparation.options,
-            directory=self._preparation.directory / EXPORTS / parts.run,
+            directory=self._directory(parts.run) / MODELS,
         )
         used = sorted({assignment.variant for assignment in parts.store.history(parts.run)})
         for exported in exporter.export([parts.catalogue.named(name) for name in used]):
             parts.store.save_export(parts.run, exported)
-            self._listener(events.Exported(name=exported.name, path=exported.path, values=exported.values))
+            parts.listener(events.Exported(name=exported.name, path=exported.path, values=exported.values))
+
+    def _directory(self, run: str) -> Path:
+        """Where a run's results go."""
+        return self._preparation.directory / run
 
     def _learner(self) -> Learner:
         return Learner(self._preparation.fresh_model(), self._blobs(), self._preparation.options)
@@ -193,7 +211,7 @@ class Coordinator:
 
     def _tell_started(self, parts: RunParts, *, resumed: bool) -> None:
         n_closed = _n_closed(parts.store, parts.run)
-        self._listener(
+        parts.listener(
             events.Started(
                 run=parts.run,
                 federation=self._settings.federation,
@@ -214,10 +232,20 @@ class Coordinator:
             metrics=store.metrics(record.run),
             updates=store.count_updates(record.run),
             exports=store.exports(record.run),
-            directory=str(self._preparation.directory),
+            directory=str(self._directory(record.run)),
             already_finished=already_finished,
         )
 
 
 def _n_closed(store: Store, run: str) -> int:
     return sum(record.phase == Phase.CLOSED.value for record in store.rounds(run))
+
+
+def _write_report(directory: Path) -> None:
+    """The run's figures as JSON and as one page. Raises `ResourceError`."""
+    report = gather(read_log(directory / EVENTS_FILE))
+    try:
+        (directory / f"{REPORT}.json").write_bytes(to_json(report))
+        (directory / f"{REPORT}.html").write_text(to_html(report), encoding="utf-8")
+    except OSError as exc:
+        raise ResourceError(f"{directory}: the report cannot be written: {exc.strerror or exc}") from exc

@@ -1,0 +1,205 @@
+"""Run the coordinator: wait for devices, then plan, send, collect, merge and distil, round by round, and export.
+
+Stop it whenever you like, with Ctrl-C or worse: started again with the same file it goes on where it was. Results go to
+the output directory: models as ONNX, a report, and the coordinator's memory.
+
+A settings file:
+
+  federation = "birds"
+  rounds = 5
+  min_devices = 3                   # wait for so many before the first round
+  deadline_s = 1800                 # what a round may take
+  quorum = 0.6                      # share of the devices whose updates are needed
+
+  [broker]
+  host = "broker.local"
+
+  [model]
+  name = "vgg_small"                # of the zoo; or "mymodel:build", a function in mymodel.py beside this file
+  input_shape = [3, 32, 32]
+  classes = ["robin", "wren", "blackbird"]
+
+  [data]
+  public = { path = "public", labelled = false }
+  test = { path = "test" }
+
+examples:
+  reft-edge coordinator federation.toml --check                       model, data, every variant: all right?
+  reft-edge coordinator federation.toml --check --profile pi.toml     and what would this board train?
+  reft-edge coordinator federation.toml
+  reft-edge coordinator federation.toml --new-run                     begin anew instead of going on
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from reft_edge.errors import ConfigError, PlanError
+
+if TYPE_CHECKING:
+    from reft_edge.coordinator.events import Event, Listener
+    from reft_edge.coordinator.preparation import Preparation
+    from reft_edge.coordinator.report.live import Watcher
+    from reft_edge.coordinator.server import Summary
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("settings", type=Path, metavar="FEDERATION_TOML", help="the settings file")
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument("--resume", action="store_true", help="go on with the run that was begun (the default)")
+    begin.add_argument("--new-run", action="store_true", help="begin anew, whatever was begun before")
+    parser.add_argument("--check", action="store_true", help="validate everything and compile, then exit")
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE.toml",
+        help="with --check: plan for these device profiles",
+    )
+    parser.add_argument(
+        "--progress",
+        choices=("auto", "rich", "plain", "json"),
+        default="auto",
+        help="how to show what goes on: a table or lines on standard error, or JSON lines on standard output",
+    )
+    parser.add_argument(
+        "--events", dest="progress", action="store_const", const="json", help="short for --progress json"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.json and args.progress == "json":
+        raise ConfigError("--json and --progress json both write to standard output; choose one")
+    if args.profile and not args.check:
+        raise ConfigError("--profile is for --check; a running coordinator takes profiles from the devices")
+    from reft_edge.coordinator.settings import load_federation
+
+    settings = load_federation(args.settings)
+
+    from reft_edge.coordinator.preparation import prepare
+
+    preparation = prepare(settings, args.settings.resolve().parent)
+    if args.check:
+        return _check(preparation, args)
+    with _ending_on_sigterm():
+        try:
+            return _run(preparation, args)
+        except KeyboardInterrupt:
+            print(
+                f"The devices keep their tasks. To go on: reft-edge coordinator {args.settings}",
+                file=sys.stderr,
+            )
+            raise
+
+
+def _run(preparation: Preparation, args: argparse.Namespace) -> int:
+    from reft_edge.coordinator.server import Coordinator
+
+    with _listener(args.progress) as listener:
+        summary = Coordinator(preparation, listener=listener, new_run=args.new_run).run()
+    if args.json:
+        _print_json(summary)
+    elif args.progress != "json":
+        _print_summary(summary)
+    return 0
+
+
+@contextlib.contextmanager
+def _listener(progress: str) -> Iterator[Listener]:
+    """Shows events as they come."""
+    if progress == "json":
+        yield _write_event
+        return
+    from rich.console import Console
+
+    from reft_edge.coordinator.report.live import PlainWatcher, TableWatcher, watcher
+
+    console = Console(stderr=True)
+    shown: Watcher
+    if progress == "rich":
+        shown = TableWatcher(console)
+    elif progress == "plain":
+        shown = PlainWatcher(lambda line: print(line, file=sys.stderr))
+    else:
+        shown = watcher(console)
+    with shown:
+        yield shown.show
+
+
+def _write_event(event: Event) -> None:
+    from reft_edge.coordinator.event_log import event_line
+
+    sys.stdout.buffer.write(event_line(event))
+    sys.stdout.buffer.flush()
+
+
+def _print_json(result: object) -> None:
+    import msgspec
+
+    print(msgspec.json.format(msgspec.json.encode(result), indent=2).decode())
+
+
+def _print_summary(summary: Summary) -> None:
+    from rich.console import Console
+
+    from reft_edge.coordinator.event_log import EVENTS_FILE, read_log
+    from reft_edge.coordinator.report.record import gather
+    from reft_edge.coordinator.report.terminal import print_report
+
+    directory = Path(summary.directory)
+    console = Console()
+    print_report(gather(read_log(directory / EVENTS_FILE)), console)
+    if summary.already_finished:
+        print(f"Run {summary.run} has finished its {summary.rounds} rounds; --new-run begins anew, more rounds go on.")
+    print(f"Models and report: {directory}")
+
+
+def _check(preparation: Preparation, args: argparse.Namespace) -> int:
+    from reft_edge.coordinator.checking import CheckedVariant, check
+    from reft_edge.profiling.profile import DeviceProfile
+
+    def tell(variant: CheckedVariant) -> None:
+        if not args.quiet:
+            print(
+                f"ratio {variant.ratio:.3g}: {variant.parameters:,} parameters, "
+                f"{variant.forward_macs / 1e6:.4g} million MACs, compiled in {variant.seconds:.1f} s",
+                file=sys.stderr,
+            )
+
+    report = check(preparation, profiles=[DeviceProfile.read(path) for path in args.profile], tell=tell)
+    if args.json:
+        _print_json(report)
+    else:
+        print(f"federation {report.federation}: {report.model}, {report.parameters:,} parameters")
+        print(f"public data: {report.public_samples} samples; test data: {report.test_samples} samples")
+        print(f"{len(report.variants)} variants compile")
+        for device in report.devices:
+            chosen = "takes no part" if device.option is None else f"ratio {device.option.ratio:.3g}"
+            print(f"{device.device}: {chosen}: {device.reason}")
+        print("All right.")
+    nobody = bool(report.devices) and not any(device.option for device in report.devices)
+    return PlanError.exit_code if nobody else 0
+
+
+@contextlib.contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """SIGTERM does what Ctrl-C does."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
