@@ -24,15 +24,10 @@ from typing import Any, Literal
 import reft_edge
 from reft_edge.agent.admission import refusal, task_parts
 from reft_edge.agent.jobs import JobEnded, Jobs
+from reft_edge.agent.knowledge import Knowledge
 from reft_edge.agent.protocol import (
     Configure,
-    DataDescribed,
-    DataRefused,
-    DescribeData,
-    DeviceMeasured,
     Finished,
-    MeasureDevice,
-    MeasuringFailed,
     TaskFailed,
     Train,
     TrainingProgress,
@@ -62,18 +57,15 @@ from reft_edge.agent.session import (
     TrainingFinished,
     TrainingProgressed,
 )
-from reft_edge.agent.settings import AgentSettings, limited_profile
+from reft_edge.agent.settings import AgentSettings
 from reft_edge.agent.spool import Spool
 from reft_edge.agent.supervisor import Supervisor, WorkerEnded, WorkerSaid
 from reft_edge.bundle.manifest import Manifest
-from reft_edge.data.description import DataDescription, fingerprint
-from reft_edge.errors import BundleError, DataError, RemoteProtocolError, ResourceError
-from reft_edge.profiling.profile import DeviceProfile
+from reft_edge.errors import BundleError, RemoteProtocolError
 from reft_edge.wire.messages import (
     Close,
     Done,
     Failed,
-    ProfileAnnouncement,
     Progress,
     Report,
     Status,
@@ -121,9 +113,7 @@ class Daemon:
         self._spool = Spool(base_dir / settings.spool, max_blob_bytes=settings.limits.max_model_bytes)
         self._session = Session()
         self._waiting: deque[SessionEvent] = deque()
-        self._profile: DeviceProfile | None = None
-        self._description: DataDescription | None = None
-        self._data_key: str | None = None
+        self._knowledge = Knowledge(settings, base_dir=base_dir, spool=self._spool)
         self._said_status: Status | None = None
         self._remind_at: float | None = None
         self._remind_s = MIN_REMIND_S
@@ -167,8 +157,8 @@ class Daemon:
 
     def _start(self) -> None:
         self._session = Session(self._spool.load_state())
-        self._learn_about_device()
-        self._learn_about_data()
+        for job in self._knowledge.recall():
+            self._jobs.add(job)
         # Where no broker was ever reached, a typo is likely; an agent that has worked before waits for ever.
         self._link.start(wait_s=None if self._spool.was_used else self._settings.broker.connect_timeout_s)
         update = self._session.state.outcome
@@ -202,53 +192,11 @@ class Daemon:
             log_level=logging.getLogger().getEffectiveLevel(),
         )
 
-    def _learn_about_device(self) -> None:
-        """The profile from the settings, from the spool, or from the worker. Raises `ConfigError`."""
-        wanted = self._settings.profile
-        if wanted.path:
-            self._know_device(DeviceProfile.read(self._base_dir / wanted.path))
-        elif (cached := self._spool.load_profile(self._profile_key())) is not None:
-            self._know_device(cached)
-        else:
-            logger.info("measuring this device, for about %d s", 20 if wanted.quick else 50)
-            self._jobs.add(MeasureDevice(quick=wanted.quick))
-
-    def _profile_key(self) -> str:
-        """A measurement holds until the version or the number of threads changes."""
-        return f"{reft_edge.__version__}/{self._settings.limits.n_threads}/{self._settings.profile.quick}"
-
-    def _know_device(self, profile: DeviceProfile) -> None:
-        self._profile = limited_profile(profile, self._settings.limits)
-        self._announce()
-
-    def _learn_about_data(self) -> None:
-        """The description from the spool if no file has changed, else from the worker."""
-        self._data_key = fingerprint(self._settings.data, base_dir=self._base_dir)
-        cached = None if self._data_key is None else self._spool.load_description(self._data_key)
-        if cached is not None:
-            self._know_data(cached)
-        else:
-            self._jobs.add(DescribeData())
-
-    def _know_data(self, description: DataDescription) -> None:
-        logger.info(
-            "data: %d samples to train on, %d held out", description.training_samples, description.holdout_samples
-        )
-        self._description = description
-        self._announce()
-
     def _announce(self) -> None:
         """Say what this device is, once that is known and there is somebody to hear it."""
-        if self._profile is None or self._description is None or not self._link.connected:
-            return
-        announcement = ProfileAnnouncement(
-            profile=self._profile,
-            training_samples=self._description.training_samples,
-            holdout_samples=self._description.holdout_samples,
-            input_shape=self._description.input_shape,
-            n_classes=self._description.n_classes,
-        )
-        self._publish("profile", encode(announcement), retain=True)
+        announcement = self._knowledge.announcement()
+        if announcement is not None and self._link.connected:
+            self._publish("profile", encode(announcement), retain=True)
 
     # The main loop.
 
@@ -344,21 +292,10 @@ class Daemon:
 
     def _job_ended(self, ended: JobEnded) -> None:
         """What the worker found out, or how it ended. Raises `DataError` or `ResourceError` when we cannot go on."""
+        if self._knowledge.learn(ended):
+            self._announce()
+            return
         match ended.job, ended.answer:
-            case _, DeviceMeasured(profile=profile):
-                self._spool.save_profile(self._profile_key(), profile)
-                self._know_device(profile)
-            case MeasureDevice(), (MeasuringFailed() | WorkerEnded()) as failure:
-                raise ResourceError(
-                    f"this device cannot be measured: {failure.reason}; "
-                    "measure it with reft-edge profile-device --output, and name the file in [profile] path"
-                )
-            case _, DataDescribed(description=description):
-                if self._data_key is not None:
-                    self._spool.save_description(self._data_key, description)
-                self._know_data(description)
-            case DescribeData(), (DataRefused() | WorkerEnded()) as failure:
-                raise DataError(failure.reason)
             case _, Finished() as finished:
                 self._feed(
                     TrainingFinished(
@@ -424,7 +361,8 @@ class Daemon:
         except BundleError as exc:
             self._feed(ManifestRefused(reason=str(exc)[:MAX_REASON_CHARACTERS]))
             return
-        reason = refusal(manifest, task, limits=self._settings.limits, profile=self._profile, data=self._description)
+        known = self._knowledge
+        reason = refusal(manifest, task, limits=self._settings.limits, profile=known.profile, data=known.description)
         if reason is None:
             self._feed(ManifestAccepted(parts=task_parts(manifest, task)))
         else:
