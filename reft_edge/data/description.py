@@ -40,8 +40,7 @@ def fingerprint(settings: DataSettings, *, base_dir: Path) -> str | None:
             lines.append(_line(root))
         for folder, subfolders, files in os.walk(root):
             subfolders.sort()
-            for name in sorted(files):
-                lines.append(_line(Path(folder, name)))
+            lines.extend(_line(Path(folder, name)) for name in sorted(files))
     except OSError:
         return None
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
