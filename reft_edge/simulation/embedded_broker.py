@@ -12,6 +12,8 @@ import asyncio
 import logging
 import signal
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 from amqtt.broker import Broker
 
@@ -19,9 +21,38 @@ _SETTINGS_PLUGINS = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow
 """Anonymous access only: the plugins that log each packet and publish statistics cost a third of its throughput."""
 
 
+class _Subscriptions(dict[str, list[tuple[Any, int]]]):
+    """Topic filter -> (session, QoS). Iterates over a copy, because amqtt awaits, and so may change it, on the way."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(super().__iter__()))
+
+    def items(self) -> Any:
+        return list(super().items())
+
+
+class _Broker(Broker):  # type: ignore[misc]  # amqtt ships no types
+    """amqtt 0.12 with two faults mended that many short subscriptions bring out, as broadcast blocks do.
+
+    A new client gets every retained message that anybody ever subscribed to, and filters that nobody uses any more are
+    kept and matched against each message for ever.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._subscriptions = _Subscriptions()
+
+    async def _publish_retained_messages_for_subscription(self, subscription: tuple[str, int], session: Any) -> None:
+        for topic, subscribers in self._subscriptions.items():
+            if not subscribers:
+                del self._subscriptions[topic]
+        if any(each.client_id == session.client_id for each, _ in self._subscriptions.get(subscription[0], [])):
+            await super()._publish_retained_messages_for_subscription(subscription, session)
+
+
 async def serve(address: str, port: int) -> None:
     """Run the broker until a signal ends the process, or standard input does."""
-    broker = Broker(
+    broker = _Broker(
         {
             "listeners": {"default": {"type": "tcp", "bind": f"{address}:{port}"}},
             "plugins": _SETTINGS_PLUGINS,

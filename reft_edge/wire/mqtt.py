@@ -416,12 +416,17 @@ class MqttLink:
             self._outcome.notify_all()
 
     def _on_message(self, topic: str, payload: bytes, retained: bool) -> None:
-        """Enqueue what we subscribed to; amqtt sends a new client what others did, and blocks may come late."""
+        """Enqueue what we subscribed to.
+
+        A session may hold subscriptions of an earlier process, whose messages cost bandwidth for ever: they are undone.
+        amqtt sends a new client what others subscribed to.
+        """
         with self._lock:
-            filters = list(self._subscriptions)
-        if topic not in filters and not any(topic_matches(each, topic) for each in filters):
-            return
-        self._events.put(Received(topic=topic, payload=payload, retained=retained))
+            wanted = topic in self._subscriptions or any(topic_matches(each, topic) for each in self._subscriptions)
+            if not wanted:
+                self._changed_topics[topic] = None
+        if wanted:
+            self._events.put(Received(topic=topic, payload=payload, retained=retained))
 
     def _on_refused(self, reason: str) -> None:
         self._events.put(Rejected(reason=reason))

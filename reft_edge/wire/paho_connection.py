@@ -253,7 +253,8 @@ class PahoConnection:
     def _disconnected(
         self, _client: object, _data: object, _flags: object, reason: ReasonCode, _properties: object
     ) -> None:
-        self._lost_reason = str(reason)
+        # paho says "Unspecified error" where the peer just closed, as a killed broker does.
+        self._lost_reason = "closed by the other side" if reason.value == _FAILURE else str(reason)
 
     def _received(self, _client: object, _data: object, message: paho.MQTTMessage) -> None:
         try:
@@ -281,7 +282,7 @@ class PahoConnection:
     def _ended(self) -> BrokerConnectionError:
         address = self._settings.address
         if self.accepted:
-            return BrokerConnectionError(f"connection to broker {address} ended: {self._lost_reason or 'closed'}")
+            return BrokerConnectionError(f"connection to broker {address} ended: {self._lost_reason or 'no answer'}")
         return BrokerConnectionError(
             f"{address} took the connection and closed it without an MQTT answer; "
             "check the port, and whether the broker wants TLS or a client certificate",
