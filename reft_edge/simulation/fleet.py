@@ -23,9 +23,6 @@ from reft_edge.simulation.children import Child, Children
 from reft_edge.simulation.run_directory import FEDERATION_FILE, log_path
 
 COORDINATOR = "coordinator"
-EVENTS_FILE = "events.jsonl"
-"""What the coordinator said, kept beside the logs' folder."""
-
 _LOOK_S = 0.25
 """How often the children are looked at while nothing is said."""
 
@@ -43,15 +40,12 @@ def run_fleet(directory: Path, agents: Sequence[Path], *, children: Children, ti
     for settings in agents:
         _start(children, directory, settings.stem, ["agent", settings.name])
     lines = _Lines(coordinator)
-    with (directory / EVENTS_FILE).open("wb") as record:
-        for line in _until_end(lines, coordinator, children, end):
-            event = _read(line, coordinator)
-            if event is not None:
-                record.write(line)
-                record.flush()
-                yield event
-                if isinstance(event, Finished):
-                    break
+    for line in _until_end(lines, coordinator, children, end):
+        event = _read(line, coordinator)
+        if event is not None:
+            yield event
+            if isinstance(event, Finished):
+                break
     if coordinator.process.wait(max(1.0, end - time.monotonic())) != 0:
         raise FederationError(coordinator.obituary())
 

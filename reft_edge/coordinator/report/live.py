@@ -114,14 +114,13 @@ class FleetView:
         return self.devices.setdefault(device, DeviceView(device=device))
 
     def _seen(self, event: DeviceSeen) -> str | None:
-        known = event.device in self.devices
         row = self._row(event.device)
         if not event.online:
             row.state = "offline"
             return f"{event.device} is offline"
-        if not known or row.state == "offline":
+        if event.profile and row.state in ("waiting", "offline"):
             row.state = "ready"
-            return f"{event.device} is here, {event.training_samples} samples"
+            return f"{event.device} is here, {event.training_samples} samples to train on"
         return None
 
     def _planned(self, event: Planned) -> str:
