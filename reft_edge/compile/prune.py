@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
+from reft_edge.compile.balance import balance
 from reft_edge.compile.dependencies import ChannelGroup, Dissection
 from reft_edge.compile.equivalence import agrees
 from reft_edge.compile.importance import Importance, find_importance, score
@@ -68,16 +69,18 @@ class Budget:
         if self.parameters is None and self.macs is None and self.weight_bytes is None:
             raise ConfigError("a budget needs a limit: parameters, macs or weight_bytes")
 
+    @property
+    def limits(self) -> dict[str, int]:
+        """The limits that are set, by the fields of `Size`."""
+        every = {"parameters": self.parameters, "macs": self.macs, "weight_bytes": self.weight_bytes}
+        return {quantity: limit for quantity, limit in every.items() if limit is not None}
+
     def allows(self, size: Size) -> bool:
-        return (
-            (self.parameters is None or size.parameters <= self.parameters)
-            and (self.macs is None or size.macs <= self.macs)
-            and (self.weight_bytes is None or size.weight_bytes <= self.weight_bytes)
-        )
+        return all(getattr(size, quantity) <= limit for quantity, limit in self.limits.items())
 
     def __str__(self) -> str:
-        limits = (("parameters", self.parameters), ("multiply-accumulates", self.macs), ("bytes", self.weight_bytes))
-        return ", ".join(f"{limit:,} {unit}" for unit, limit in limits if limit is not None)
+        units = {"parameters": "parameters", "macs": "multiply-accumulates", "weight_bytes": "bytes"}
+        return ", ".join(f"{limit:,} {units[quantity]}" for quantity, limit in self.limits.items())
 
 
 class Pruner:
@@ -125,8 +128,14 @@ class Pruner:
         """
         return self._variant(self._kept(ratio, round_to), ratio)
 
-    def fit(self, budget: Budget, *, round_to: int = 1) -> Variant:
-        """The variant with the smallest ratio that `budget` allows. Raises `PlanError` when none does."""
+    def fit(self, budget: Budget, *, round_to: int = 1, balanced: bool = False) -> Variant:
+        """The variant with the smallest ratio that `budget` allows. Raises `PlanError` when none does.
+
+        `balanced`: each group gets a width of its own, so that no limit is left unused (`compile.balance`); the
+        variant's ratio is then the share of all channels that went.
+        """
+        if balanced:
+            return self._fit_balanced(budget, round_to)
 
         def predicted(step: int) -> bool:
             return budget.allows(self._sizes.size(self._kept(step / _STEPS, round_to)))
@@ -138,12 +147,26 @@ class Pruner:
         if step is None or not measured(step):  # predictions may be too large, in models that split channels too small
             step = _smallest(measured, _STEPS)
         if step is None:
-            least = measure(self.prune(1 - 1 / _STEPS, round_to=round_to).module, self._example.cpu())
-            raise PlanError(
-                f"no variant fits {budget}: the smallest has {least.parameters:,} parameters, "
-                f"{least.macs:,} multiply-accumulates and {least.weight_bytes:,} bytes"
-            )
+            raise self._too_small(budget, self.prune(1 - 1 / _STEPS, round_to=round_to))
         return self.prune(step / _STEPS, round_to=round_to)
+
+    def _fit_balanced(self, budget: Budget, round_to: int) -> Variant:
+        kept = balance(self._sizes, budget.limits, round_to=round_to)
+        if kept is None:
+            least = {group.name: min(round_to, group.n_units) for group in self.groups}
+            raise self._too_small(budget, self._variant(least, 1.0))
+        n_units = sum(group.n_units for group in self.groups)
+        variant = self._variant(kept, 1 - sum(kept.values()) / n_units)
+        if not budget.allows(measure(variant.module, self._example.cpu())):
+            raise PlanError(f"the widths of this model cannot be balanced within {budget}; prune it uniformly")
+        return variant
+
+    def _too_small(self, budget: Budget, smallest: Variant) -> PlanError:
+        least = measure(smallest.module, self._example.cpu())
+        return PlanError(
+            f"no variant fits {budget}: the smallest has {least.parameters:,} parameters, "
+            f"{least.macs:,} multiply-accumulates and {least.weight_bytes:,} bytes"
+        )
 
     def _kept(self, ratio: float, round_to: int) -> dict[str, int]:
         """How many units each group keeps."""
@@ -229,12 +252,13 @@ def prune_to(
     scope: Scope = "uniform",
     round_to: int = 1,
     seed: int = 0,
+    balanced: bool = False,
 ) -> Variant:
     """The largest variant of `module` within `budget`; see `Pruner.fit`."""
     pruner = Pruner(
         module, input_shape=input_shape, importance=importance, input_dtype=input_dtype, scope=scope, seed=seed
     )
-    return pruner.fit(budget, round_to=round_to)
+    return pruner.fit(budget, round_to=round_to, balanced=balanced)
 
 
 def _smallest(holds: Callable[[int], bool], end: int) -> int | None:

@@ -50,6 +50,10 @@ class TensorSize:
     def entries(self, kept: Mapping[str, float]) -> int:
         return ceil(prod(stays + sum(kept[group] * each for group, each in parts) for stays, parts in self.axes))
 
+    def weight(self, quantity: str) -> int:
+        """What one entry adds to a field of `Size`."""
+        return {"parameters": int(self.trained), "weight_bytes": self.itemsize, "macs": self.places}[quantity]
+
 
 class SizeModel:
     """Predicts the `Size` of a variant from the number of units kept in each group."""
@@ -82,11 +86,27 @@ class SizeModel:
         """`kept`: units kept in each group; groups that are not named stay whole."""
         units = {**self.units, **kept}
         entries = [(tensor, tensor.entries(units)) for tensor in self.tensors]
-        return Size(
-            parameters=sum(n for tensor, n in entries if tensor.trained),
-            weight_bytes=sum(n * tensor.itemsize for tensor, n in entries),
-            macs=self._other_macs + sum(n * tensor.places for tensor, n in entries),
+        parameters, weight_bytes, macs = (
+            sum(n * tensor.weight(quantity) for tensor, n in entries)
+            for quantity in ("parameters", "weight_bytes", "macs")
         )
+        return Size(parameters=parameters, weight_bytes=weight_bytes, macs=self._other_macs + macs)
+
+    def elasticities(self, kept: Mapping[str, float], quantity: str) -> tuple[float, dict[str, float]]:
+        """The value of a field of `Size`, and its derivative with respect to the logarithm of each group's width."""
+        total = float(self._other_macs) if quantity == "macs" else 0.0
+        slopes: dict[str, float] = {}
+        for tensor in self.tensors:
+            weight = tensor.weight(quantity)
+            if not weight:
+                continue
+            lengths = [stays + sum(kept[group] * each for group, each in parts) for stays, parts in tensor.axes]
+            value = weight * prod(lengths)
+            total += value
+            for length, (_, parts) in zip(lengths, tensor.axes, strict=True):
+                for group, each in parts:
+                    slopes[group] = slopes.get(group, 0.0) + value * kept[group] * each / length
+        return total, slopes
 
 
 def measure(module: nn.Module, example: torch.Tensor) -> Size:

@@ -58,6 +58,17 @@ def vgg16() -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), *head)
 
 
+@functools.cache
+def paper_model() -> nn.Module:
+    torch.manual_seed(0)
+    return vgg16()
+
+
+@functools.cache
+def paper_pruner() -> Pruner:
+    return Pruner(paper_model(), input_shape=(3, 32, 32))
+
+
 @pytest.mark.parametrize("name", NETS)
 def test_the_map_says_where_every_weight_comes_from(name: str) -> None:
     module, made = pruner(name)
@@ -109,8 +120,7 @@ def test_what_can_be_pruned_is_and_the_outputs_are_whole(name: str) -> None:
 
 
 def test_vgg16_as_in_the_paper() -> None:
-    module = vgg16()
-    made = Pruner(module, input_shape=(3, 32, 32))
+    module, made = paper_model(), paper_pruner()
     inputs = torch.zeros(1, 3, 32, 32)
     assert (measure(module, inputs).parameters, count_macs(module, inputs)) == (33_646_666, 332_111_872)
     half = made.prune(0.5)
@@ -193,6 +203,36 @@ def test_a_budget_is_met_and_the_next_larger_variant_would_not_fit(name: str) ->
     assert prune_to(module, input_shape=NETS[name][1], budget=Budget(parameters=whole.parameters)).ratio == 0.0
     with pytest.raises(PlanError, match="the smallest has"):
         made.fit(Budget(parameters=10))
+
+
+def test_balanced_widths_use_what_a_uniform_ratio_wastes() -> None:
+    """The paper's target for VGG16: 1.8 MB and 0.07 GFLOPs."""
+    made = paper_pruner()
+    budget = Budget(parameters=470_000, macs=70_000_000)
+    inputs = torch.zeros(1, 3, 32, 32)
+    uniform = measure(made.fit(budget).module, inputs)
+    variant = made.fit(budget, balanced=True)
+    balanced = measure(variant.module, inputs)
+    assert budget.allows(balanced)
+    assert balanced.parameters > 0.99 * 470_000
+    assert balanced.macs > 0.8 * 70_000_000 > 10 * uniform.macs
+    assert equal(state(variant.module), variant.channels.gather(state(paper_model())))
+
+
+@pytest.mark.parametrize("name", ["depthwise", "residual", "attention", "concatenated"])
+def test_balanced_variants_meet_any_budget(name: str) -> None:
+    module, made = pruner(name)
+    inputs = torch.zeros(1, *NETS[name][1])
+    whole, least = measure(module, inputs), measure(made.prune(0.999).module, inputs)
+    for share in (0.0, 0.1, 0.5, 1.0):
+        limits = {
+            quantity: int(getattr(least, quantity) + share * (getattr(whole, quantity) - getattr(least, quantity)))
+            for quantity in ("parameters", "weight_bytes")
+        }
+        budget = Budget(**limits)
+        assert budget.allows(measure(made.fit(budget, balanced=True).module, inputs))
+    with pytest.raises(PlanError, match="the smallest has"):
+        made.fit(Budget(parameters=10), balanced=True)
 
 
 def test_round_to_keeps_multiples() -> None:
