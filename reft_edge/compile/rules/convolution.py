@@ -10,7 +10,7 @@ ONNX has no derivative of a convolution. Written with forward operators, by the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -181,32 +181,90 @@ def weight_gradient(graph: GraphBuilder, x: Value, grad: Value, shape: Shape, ge
     """Derivative of a convolution of `x` by its kernel, which has `shape` (out, in/groups, *k)."""
     n_out, n_in, *kernel = _sizes(shape)
     groups = geometry.groups
-    places = list(product(*(range(k) for k in kernel)))
-    shifted = _shifted_inputs(graph, x, grad.shape[2:], places, geometry)
     if n_in == 1 and groups == n_out:
-        return _depthwise_weight_gradient(graph, shifted, grad, shape)
+        return _depthwise_weight_gradient(graph, x, grad, shape, geometry)
+    if groups == 1 and set(geometry.stride) == {1}:
+        return _dense_weight_gradient(graph, x, grad, shape, geometry)
+    places = _places(kernel)
     positions = n_elements((grad.shape[0], *grad.shape[2:]))
     grad_rows = graph.reshape(_channels_first(graph, grad), (n_out, positions))
-    columns = [_channels_first(graph, part) for part in shifted]
-    joined = columns[0] if len(columns) == 1 else graph.op(
-        "Concat", *columns, shape=(len(places) * groups * n_in, *columns[0].shape[1:]), axis=0
-    )  # fmt: skip
+    shifted = _shifted_inputs(graph, _channels_first(graph, x), grad.shape[2:], places, geometry)
+    joined = _join(graph, shifted)
     if groups == 1:
         matrix = graph.reshape(joined, (len(places) * n_in, positions))
         result = gemm(graph, grad_rows, graph.transpose(matrix, [1, 0]))
-        result = graph.reshape(result, (n_out, len(places), n_in))
-        return graph.reshape(graph.transpose(result, [0, 2, 1]), shape)
-    split = graph.reshape(joined, (len(places), groups, n_in, positions))
-    by_group = graph.reshape(graph.transpose(split, [1, 0, 2, 3]), (groups, len(places) * n_in, positions))
-    rows = graph.reshape(grad_rows, (groups, n_out // groups, positions))
-    inner = graph.transpose(by_group, [0, 2, 1])
-    result = graph.op("MatMul", rows, inner, shape=(groups, n_out // groups, len(places) * n_in))
+    else:
+        split = graph.reshape(joined, (len(places), groups, n_in, positions))
+        by_group = graph.reshape(graph.transpose(split, [1, 0, 2, 3]), (groups, len(places) * n_in, positions))
+        rows = graph.reshape(grad_rows, (groups, n_out // groups, positions))
+        inner = graph.transpose(by_group, [0, 2, 1])
+        result = graph.op("MatMul", rows, inner, shape=(groups, n_out // groups, len(places) * n_in))
     result = graph.reshape(result, (n_out, len(places), n_in))
     return graph.reshape(graph.transpose(result, [0, 2, 1]), shape)
 
 
-def _depthwise_weight_gradient(graph: GraphBuilder, shifted: Sequence[Value], grad: Value, shape: Shape) -> Value:
+def _dense_weight_gradient(graph: GraphBuilder, x: Value, grad: Value, shape: Shape, geometry: Geometry) -> Value:
+    """With stride one and one group the shifts are shared out: the first axis' to the output gradient, the others' to the input.
+
+    A kernel of 3 x 3 then costs 3 + 3 shifted copies instead of 9, and one matrix product whose sides are both three times
+    the channels.
+    """
+    n_out, n_in, *kernel = _sizes(shape)
+    spatial = list(range(2, x.rank))
+    rows = _channels_first(graph, grad)
+    columns = _channels_first(graph, x)
+    shifts = [[i * d - p for i in range(k)] for k, d, p in zip(kernel, geometry.dilation, geometry.padding, strict=True)]
+    first: list[int] = []
+    if len(spatial) > 1:
+        first = shifts[0]
+        rows = _join(graph, [_shift(graph, rows, {2: -shift}, {2: x.shape[2]}) for shift in first])
+        others = shifts[1:]
+    else:
+        others = shifts
+    axes = spatial[len(spatial) - len(others) :]
+    sizes = dict(zip(axes, grad.shape[axes[0] :], strict=True))
+    columns = _join(
+        graph,
+        [_shift(graph, columns, dict(zip(axes, place, strict=True)), sizes) for place in product(*others)],
+    )
+    n_first = len(first) or 1
+    n_rest = len(list(product(*others)))
+    inner = n_elements((rows.shape[1], *rows.shape[2:]))
+    result = gemm(
+        graph,
+        graph.reshape(rows, (n_first * n_out, inner)),
+        graph.transpose(graph.reshape(columns, (n_rest * n_in, inner)), [1, 0]),
+    )
+    split = graph.reshape(result, (n_first, n_out, n_rest, n_in))
+    return graph.reshape(graph.transpose(split, [1, 3, 0, 2]), shape)
+
+
+def _shift(graph: GraphBuilder, x: Value, shifts: Mapping[int, int], sizes: Mapping[int, Dim]) -> Value:
+    """Entries `i + shift` along the given axes, for `i` below the given sizes; zero where there is none."""
+    before: list[Dim] = [0] * x.rank
+    after: list[Dim] = [0] * x.rank
+    for axis, shift in shifts.items():
+        before[axis] = -shift
+        after[axis] = _size(sizes[axis]) + shift - _size(x.shape[axis])
+    return pad_zero(graph, x, before, after)
+
+
+def _join(graph: GraphBuilder, parts: Sequence[Value]) -> Value:
+    """One behind the other along the first axis."""
+    if len(parts) == 1:
+        return parts[0]
+    n_rows = sum(_size(part.shape[0]) for part in parts)
+    return graph.op("Concat", *parts, shape=(n_rows, *parts[0].shape[1:]), axis=0)
+
+
+def _places(kernel: Sequence[int]) -> list[tuple[int, ...]]:
+    """All places of a kernel, in the order of its memory."""
+    return list(product(*(range(k) for k in kernel)))
+
+
+def _depthwise_weight_gradient(graph: GraphBuilder, x: Value, grad: Value, shape: Shape, geometry: Geometry) -> Value:
     """One channel at a time there is no matrix product: multiply and sum for each place of the kernel."""
+    shifted = _shifted_inputs(graph, x, grad.shape[2:], _places(_sizes(shape[2:])), geometry)
     sums = [graph.channel_sum(graph.pointwise("Mul", part, grad)) for part in shifted]
     columns = [graph.reshape(total, (shape[0], 1)) for total in sums]
     joined = columns[0] if len(columns) == 1 else graph.op("Concat", *columns, shape=(shape[0], len(columns)), axis=1)
