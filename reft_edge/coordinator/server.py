@@ -134,17 +134,16 @@ class Coordinator:
         with EventLog(directory, self._listener) as listener:
             self._play(store, record, listener, resumed=resumed)
             summary = self._summary(store, record)
-            listener(
-                events.Finished(
-                    run=record.run,
-                    rounds=summary.rounds,
-                    accuracy=summary.final("accuracy"),
-                    mse=summary.final("mse"),
-                    updates=summary.updates,
-                    directory=summary.directory,
-                )
+            finished = events.Finished(
+                run=record.run,
+                rounds=summary.rounds,
+                accuracy=summary.final("accuracy"),
+                mse=summary.final("mse"),
+                updates=summary.updates,
+                directory=summary.directory,
             )
-        _write_report(directory)
+            _write_report(directory, finished)  # before anybody is told, because then it is looked for
+            listener(finished)
         return summary
 
     def _play(self, store: Store, record: RunRecord, listener: events.Listener, *, resumed: bool) -> None:
@@ -241,9 +240,9 @@ def _n_closed(store: Store, run: str) -> int:
     return sum(record.phase == Phase.CLOSED.value for record in store.rounds(run))
 
 
-def _write_report(directory: Path) -> None:
+def _write_report(directory: Path, finished: events.Finished) -> None:
     """The run's figures as JSON and as one page. Raises `ResourceError`."""
-    report = gather(read_log(directory / EVENTS_FILE))
+    report = gather([*read_log(directory / EVENTS_FILE), finished])
     try:
         (directory / f"{REPORT}.json").write_bytes(to_json(report))
         (directory / f"{REPORT}.html").write_text(to_html(report), encoding="utf-8")
