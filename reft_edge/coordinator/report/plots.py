@@ -6,9 +6,10 @@ stays text, in the page's font. The same report gives the same bytes.
 
 from __future__ import annotations
 
+import functools
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -40,9 +41,21 @@ _STYLE: dict[Any, Any] = {
 }
 
 
+def _styled(plot: Callable[[RunReport], str]) -> Callable[[RunReport], str]:
+    """Draw with our style, whatever the process has set for itself."""
+
+    @functools.wraps(plot)
+    def styled(report: RunReport) -> str:
+        with mpl.rc_context(_STYLE):
+            return plot(report)
+
+    return styled
+
+
+@_styled
 def metric_by_round(report: RunReport) -> str:
     """The metric on test data after the mean, after merging and after distilling, by round, and the central model's."""
-    figure, axes = _figure("metric", 6.4, 3.4)
+    figure, axes = _figure(6.4, 3.4)
     numbers = [one.round for one in report.rounds]
     stages = (
         ("weighted mean", [one.averaged for one in report.rounds], COLOURS[7], ":"),
@@ -63,9 +76,10 @@ def metric_by_round(report: RunReport) -> str:
     return _svg(figure, "metric", f"{report.metric} by round")
 
 
+@_styled
 def bytes_by_device(report: RunReport) -> str:
     """Bytes down and up of each device, beside what the unpruned float32 model would take each way."""
-    figure, axes = _figure("bytes", 6.4, _height(report))
+    figure, axes = _figure(6.4, _height(report))
     kib = 1024.0
     down = [one.down_bytes / kib for one in report.devices]
     up = [one.up_bytes / kib for one in report.devices]
@@ -79,9 +93,10 @@ def bytes_by_device(report: RunReport) -> str:
     return _svg(figure, "bytes", "bytes by device")
 
 
+@_styled
 def time_by_device(report: RunReport) -> str:
     """Measured against predicted seconds of download, start and training; a point is one device in one round."""
-    figure, axes = _figure("time", 6.4, 3.8)
+    figure, axes = _figure(6.4, 3.8)
     largest = 0.0
     for colour, device in zip(_cycle(len(report.devices)), report.devices, strict=True):
         points = [(one.predicted_s, one.measured_s) for one in device.rounds if one.measured_s is not None]
@@ -99,9 +114,10 @@ def time_by_device(report: RunReport) -> str:
     return _svg(figure, "time", "predicted and measured time")
 
 
+@_styled
 def share_by_device(report: RunReport) -> str:
     """Each device's part of the global model's parameters."""
-    figure, axes = _figure("share", 6.4, _height(report))
+    figure, axes = _figure(6.4, _height(report))
     names = [one.device for one in report.devices]
     bars = axes.barh(names, [one.share for one in report.devices], color=COLOURS[0], height=0.6)
     labels = [f"{one.share:.0%} ({one.parameters:,})" for one in report.devices]
@@ -114,21 +130,20 @@ def share_by_device(report: RunReport) -> str:
     return _svg(figure, "share", "share of the model by device")
 
 
-def _figure(name: str, width: float, height: float) -> tuple[Figure, Axes]:
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure of `width` by `height` inches."""
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        figure.patch.set_alpha(0.0)
-        axes = figure.add_subplot()
-        axes.patch.set_alpha(0.0)
-        axes.grid(visible=True, color=INK, alpha=0.15, lw=0.7)
-        return figure, axes
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.patch.set_alpha(0.0)
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0.0)
+    axes.grid(visible=True, color=INK, alpha=0.15, lw=0.7)
+    return figure, axes
 
 
 def _svg(figure: Figure, name: str, title: str) -> str:
     """`figure` as an SVG element; `name` makes its ids differ from other plots' of the page."""
     buffer = io.StringIO()
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
+    with mpl.rc_context({"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -26,14 +27,12 @@ def print_report(report: RunReport, console: Console) -> None:
         line += f"; the same net trained centrally on the pooled data: [bold]{theirs}[/bold]"
         if report.value is not None and report.metric == "accuracy":
             line += f" ({100 * (report.value - report.central.value):+.1f} points)"
-    console.print(line)
+    console.print(line, soft_wrap=True)
 
 
 def _rounds(report: RunReport) -> Table:
-    table = Table(title=f"{report.federation}: {report.metric} on test data by round", title_justify="left")
-    table.add_column("round", justify="right")
-    for heading in ("weighted mean", "merged", "distilled", "updates", "time"):
-        table.add_column(heading, justify="right")
+    table = _table(f"{report.federation}: {report.metric} on test data", "round")
+    _columns(table, "weighted mean", "merged", "distilled", "updates", "time")
     for one in report.rounds:
         table.add_row(
             str(one.round),
@@ -47,19 +46,16 @@ def _rounds(report: RunReport) -> Table:
 
 
 def _devices(report: RunReport) -> Table:
-    table = Table(title="Devices, over all rounds", title_justify="left")
-    table.add_column("device")
-    for heading in ("variant", "of the model", "down", "up", "unpruned each way", "a round: predicted", "measured"):
-        table.add_column(heading, justify="right")
+    unpruned = bytes_text(report.unpruned_bytes)
+    table = _table(f"Devices, all rounds (unpruned float32: {unpruned} each way)", "device")
+    _columns(table, "model", "down", "up", "predicted", "measured")
     for device in report.devices:
         predicted, measured = mean_times(device)
         table.add_row(
             device.device,
-            device.variant,
             f"{device.share:.0%}",
             bytes_text(device.down_bytes),
             bytes_text(device.up_bytes),
-            bytes_text(report.unpruned_bytes),
             seconds_text(predicted),
             seconds_text(measured),
         )
@@ -75,12 +71,22 @@ def mean_times(device: DeviceFigures) -> tuple[float | None, float | None]:
 
 
 def _exports(report: RunReport) -> Table:
-    table = Table(title="Exported models", title_justify="left")
-    table.add_column("file")
-    table.add_column("size", justify="right")
-    table.add_column(report.metric, justify="right")
+    table = _table("Exported models", "file")
+    _columns(table, "size", report.metric)
     for one in report.exports:
         size = one.values.get("size_bytes")
         value = metric_text(one.values.get(report.metric), report.metric)
-        table.add_row(one.name, "-" if size is None else bytes_text(size), value)
+        table.add_row(f"{one.name}.onnx", "-" if size is None else bytes_text(size), value)
     return table
+
+
+def _table(title: str, first_column: str) -> Table:
+    """Fits 80 characters, the width of a terminal that nobody has widened."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first_column, no_wrap=True)
+    return table
+
+
+def _columns(table: Table, *headings: str) -> None:
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
