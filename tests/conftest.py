@@ -24,6 +24,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 _numbers = itertools.count()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The fast ones first."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
 def _skip_or_fail(reason: str) -> NoReturn:
     if os.environ.get(NO_SKIPS_VARIABLE) == "1":
         pytest.fail(f"{reason}, and {NO_SKIPS_VARIABLE}=1")

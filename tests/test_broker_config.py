@@ -12,13 +12,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from reft_edge.agent.link_probe import measure_link
 from reft_edge.errors import BrokerError
-from reft_edge.simulation.brokers import find_mosquitto
 from reft_edge.wire.endpoint import BrokerSettings
 from reft_edge.wire.mqtt import Connected, Event, MqttLink, Received
-from reft_edge.wire.topics import blob_topic, device_topic
+from reft_edge.wire.topics import blob_topic, device_topic, probe_topic
 
 pytestmark = pytest.mark.mosquitto
 
@@ -28,7 +29,7 @@ DEADLINE_S = 20.0
 
 
 @pytest.fixture
-def broker(tmp_path: Path) -> Iterator[BrokerSettings]:
+def broker(tmp_path: Path, mosquitto_program: str) -> Iterator[BrokerSettings]:
     """Mosquitto with the shipped files; only paths, the port and the user it runs as are changed."""
     port = _free_port()
     _write_passwords(tmp_path, ["coordinator", "pi-01", "pi-02"])
@@ -39,9 +40,7 @@ def broker(tmp_path: Path) -> Iterator[BrokerSettings]:
     assert n_listeners == 1
     (tmp_path / "mosquitto.conf").write_text(f"user {getpass.getuser()}\n{text}")
     with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [find_mosquitto() or "mosquitto", "-c", str(tmp_path / "mosquitto.conf")], stdout=log, stderr=log
-        )
+        process = subprocess.Popen([mosquitto_program, "-c", str(tmp_path / "mosquitto.conf")], stdout=log, stderr=log)
     try:
         yield BrokerSettings(host="127.0.0.1", port=port)
     finally:
@@ -96,6 +95,25 @@ def test_a_device_hears_its_own_tasks_and_the_shared_blobs_only(broker: BrokerSe
     finally:
         coordinator.link.stop()
         device.link.stop()
+
+
+def test_a_device_measures_its_link_where_no_other_device_can_meddle(broker: BrokerSettings, tmp_path: Path) -> None:
+    login = msgspec.structs.replace(broker, username="pi-01", password_file=str(tmp_path / "pi-01.password"))
+    assert measure_link(login, budget_s=0.1).up_bytes_per_s > 0
+
+    measuring = Client(broker, "pi-01", tmp_path, [probe_topic("pi-01", "echo")])
+    meddling = Client(broker, "pi-02", tmp_path, ["reft/probe/#"])
+    try:
+        meddling.link.publish(probe_topic("pi-01", "echo"), b"forged")
+        meddling.link.publish(probe_topic("pi-02", "echo"), b"first")
+        assert meddling.next_message().payload == b"first"
+        measuring.link.publish(probe_topic("pi-01", "echo"), b"mine")
+        assert measuring.next_message().payload == b"mine"
+        meddling.link.publish(probe_topic("pi-02", "echo"), b"second")
+        assert meddling.next_message().payload == b"second"
+    finally:
+        meddling.link.stop()
+        measuring.link.stop()
 
 
 def test_a_wrong_password_is_refused_in_one_line(broker: BrokerSettings, tmp_path: Path) -> None:
