@@ -12,8 +12,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from agent.conftest import AgentProcess
-from agent.coordinator_side import TIMEOUT_S, CoordinatorSide
 
 from reft_edge.agent.spool import Spool
 from reft_edge.bundle.bundle import Bundle
@@ -29,6 +27,8 @@ from reft_edge.wire.messages import (
     Status,
     TrainingPlan,
 )
+from tests.agent.conftest import AgentProcess
+from tests.agent.coordinator_side import TIMEOUT_S, CoordinatorSide
 
 PLAN = TrainingPlan(local_epochs=2, batch_size=16, learning_rate=0.1, seed=11)
 
