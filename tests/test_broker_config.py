@@ -18,8 +18,8 @@ import pytest
 from reft_edge.agent.link_probe import measure_link
 from reft_edge.errors import BrokerError
 from reft_edge.wire.endpoint import BrokerSettings
-from reft_edge.wire.mqtt import Connected, Event, MqttLink, Received
-from reft_edge.wire.topics import blob_topic, device_topic, probe_topic
+from reft_edge.wire.mqtt import Connected, Event, MqttLink, Received, Rejected
+from reft_edge.wire.topics import blob_topic, device_topic, probe_topics
 
 pytestmark = pytest.mark.mosquitto
 
@@ -66,7 +66,7 @@ class Client:
             event = self.events.get(timeout=max(0.0, deadline - time.monotonic()))
             if isinstance(event, Received):
                 return event
-            assert isinstance(event, Connected)
+            assert isinstance(event, Connected | Rejected)
 
 
 def test_a_device_is_heard_on_its_own_topics_only(broker: BrokerSettings, tmp_path: Path) -> None:
@@ -101,15 +101,16 @@ def test_a_device_measures_its_link_where_no_other_device_can_meddle(broker: Bro
     login = msgspec.structs.replace(broker, username="pi-01", password_file=str(tmp_path / "pi-01.password"))
     assert measure_link(login, budget_s=0.1).up_bytes_per_s > 0
 
-    measuring = Client(broker, "pi-01", tmp_path, [probe_topic("pi-01", "echo")])
+    mine, theirs = probe_topics("pi-01", "pi-01"), probe_topics("pi-02", "pi-02")
+    measuring = Client(broker, "pi-01", tmp_path, [f"{mine}/echo"])
     meddling = Client(broker, "pi-02", tmp_path, ["reft/probe/#"])
     try:
-        meddling.link.publish(probe_topic("pi-01", "echo"), b"forged")
-        meddling.link.publish(probe_topic("pi-02", "echo"), b"first")
+        meddling.link.publish(f"{mine}/echo", b"forged")
+        meddling.link.publish(f"{theirs}/echo", b"first")
         assert meddling.next_message().payload == b"first"
-        measuring.link.publish(probe_topic("pi-01", "echo"), b"mine")
+        measuring.link.publish(f"{mine}/echo", b"mine")
         assert measuring.next_message().payload == b"mine"
-        meddling.link.publish(probe_topic("pi-02", "echo"), b"second")
+        meddling.link.publish(f"{theirs}/echo", b"second")
         assert meddling.next_message().payload == b"second"
     finally:
         meddling.link.stop()

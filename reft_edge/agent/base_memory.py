@@ -33,4 +33,4 @@ def _load_what_a_worker_loads() -> None:
 
 if __name__ == "__main__":
     _load_what_a_worker_loads()
-    print(resident_bytes() or "unknown")
+    print(resident_bytes())

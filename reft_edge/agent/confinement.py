@@ -24,7 +24,7 @@ _OOM_FIRST = "1000"
 """The highest score: when memory runs out the kernel ends the worker before the agent or the device's main job."""
 
 _LOOK_EVERY_S = 0.02
-"""A board fills 10 to 40 MB of fresh memory in this time; one look takes 20 microseconds."""
+"""A board fills 10 to 40 MB of fresh memory in this time; one look takes 40 microseconds."""
 
 _RESERVED_PER_RESIDENT = 2
 """onnxruntime's arena grows by powers of two."""
@@ -76,7 +76,7 @@ class MemoryWatch:
     def _watch(self) -> None:
         while True:
             self._active.wait()
-            if (resident := resident_bytes() or 0) > self._limit_bytes:
+            if (resident := resident_bytes()) > self._limit_bytes:
                 self._on_excess(resident)
             time.sleep(_LOOK_EVERY_S)
 

@@ -8,8 +8,8 @@ device talks to itself under a topic that nobody else has:
   the blocks have arrived;
 - down: subscribing to the retained blocks makes the broker send them all.
 
-The blocks are removed again. Only a broker that lets the device publish under its probe topic can be measured; one with
-access rules for a fleet silently drops such messages, and then the error says so.
+The blocks are removed again. A broker whose access rules lack the line for probes that broker_config/reft-edge.acl has
+silently drops such messages, and then the error says so.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from statistics import median
 
 from reft_edge.errors import BrokerError
 from reft_edge.wire.mqtt import BrokerSettings, Event, MqttLink, Received, Rejected
+from reft_edge.wire.topics import probe_topics
 
 BLOCK_BYTES = 64 * 1024
 """As the blocks of a transfer."""
@@ -50,12 +51,15 @@ class LinkSpeed:
 
 def measure_link(settings: BrokerSettings, *, budget_s: float = 3.0, connect_s: float = 10.0) -> LinkSpeed:
     """Measure for about `budget_s` in each direction. Raises `BrokerError` when the broker cannot be used."""
-    name = f"reft-edge-probe-{secrets.token_hex(6)}"
+    client_id = f"probe-{secrets.token_hex(6)}"
+    topics = probe_topics(settings.username, client_id)
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    link = MqttLink(settings, client_id=name, events=events, subscriptions=[(f"{name}/echo", 0)], persistent=False)
+    link = MqttLink(
+        settings, client_id=client_id, events=events, subscriptions=[(f"{topics}/echo", 0)], persistent=False
+    )
     link.start(wait_s=connect_s)
     try:
-        return _Probe(link, events, topic=name, address=settings.address).measure(budget_s)
+        return _Probe(link, events, topics=topics, address=settings.address).measure(budget_s)
     finally:
         link.stop()
 
@@ -63,10 +67,11 @@ def measure_link(settings: BrokerSettings, *, budget_s: float = 3.0, connect_s: 
 class _Probe:
     """One connected link that talks to itself."""
 
-    def __init__(self, link: MqttLink, events: queue.SimpleQueue[Event], *, topic: str, address: str) -> None:
+    def __init__(self, link: MqttLink, events: queue.SimpleQueue[Event], *, topics: str, address: str) -> None:
         self._link = link
         self._events = events
-        self._topic = topic
+        self._echo_topic = f"{topics}/echo"
+        self._block_topic = f"{topics}/block"
         self._address = address
 
     def measure(self, budget_s: float) -> LinkSpeed:
@@ -81,7 +86,7 @@ class _Probe:
             down_s = self._fetch_blocks(n_blocks)
         finally:
             for index in range(n_blocks):
-                self._link.publish(f"{self._topic}/block/{index}", b"", qos=1, retain=True)
+                self._link.publish(f"{self._block_topic}/{index}", b"", qos=1, retain=True)
         n_bytes = n_blocks * BLOCK_BYTES
         return LinkSpeed(
             round_trip_s=round_trip,
@@ -93,16 +98,16 @@ class _Probe:
     def _wait_until_subscribed(self) -> None:
         """A message that overtakes its subscription never comes back, so the first one is sent more than once."""
         for _ in range(_FIRST_ECHOES):
-            self._link.publish(f"{self._topic}/echo", b"first", qos=1)
-            if self._arrives({f"{self._topic}/echo": b"first"}, within_s=_ANSWER_S / _FIRST_ECHOES):
+            self._link.publish(self._echo_topic, b"first", qos=1)
+            if self._arrives({self._echo_topic: b"first"}, within_s=_ANSWER_S / _FIRST_ECHOES):
                 return
         raise self._silence()
 
     def _echo(self, payload: bytes) -> float:
         """Seconds until a small message has come back."""
         start = time.perf_counter()
-        self._link.publish(f"{self._topic}/echo", payload, qos=1)
-        self._wait_for({f"{self._topic}/echo": payload})
+        self._link.publish(self._echo_topic, payload, qos=1)
+        self._wait_for({self._echo_topic: payload})
         return time.perf_counter() - start
 
     def _send_blocks(self, n_blocks: int) -> float:
@@ -111,16 +116,16 @@ class _Probe:
         for index in range(n_blocks):
             # Random bytes, so that no link on the way compresses them.
             block = secrets.token_bytes(BLOCK_BYTES)
-            self._link.publish(f"{self._topic}/block/{index}", block, qos=1, retain=True)
-        self._link.publish(f"{self._topic}/echo", b"end", qos=1)
-        self._wait_for({f"{self._topic}/echo": b"end"})
+            self._link.publish(f"{self._block_topic}/{index}", block, qos=1, retain=True)
+        self._link.publish(self._echo_topic, b"end", qos=1)
+        self._wait_for({self._echo_topic: b"end"})
         return time.perf_counter() - start
 
     def _fetch_blocks(self, n_blocks: int) -> float:
         """Seconds until the broker has sent all retained blocks."""
         start = time.perf_counter()
-        self._link.subscribe(f"{self._topic}/block/+", 0)
-        self._wait_for({f"{self._topic}/block/{index}": None for index in range(n_blocks)})
+        self._link.subscribe(f"{self._block_topic}/+", 0)
+        self._wait_for({f"{self._block_topic}/{index}": None for index in range(n_blocks)})
         return time.perf_counter() - start
 
     def _wait_for(self, expected: dict[str, bytes | None]) -> None:
@@ -145,6 +150,6 @@ class _Probe:
 
     def _silence(self) -> BrokerError:
         return BrokerError(
-            f"broker {self._address} does not return our own messages on {self._topic}/# within {_ANSWER_S:g} s; "
-            "measure without a broker, or allow that topic"
+            f"broker {self._address} does not return our own messages on {self._echo_topic} within {_ANSWER_S:g} s; "
+            "its access rules must allow reft/probe/<user name>/# as broker_config/reft-edge.acl does"
         )

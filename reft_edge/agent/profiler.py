@@ -135,7 +135,6 @@ def _read(effort: _Effort, *, threads: int | None, broker: BrokerSettings | None
     step = training_step(threads=n_threads)
     tell(step.description)
     step_rate = sustained_rate(step.run, work=step.flops, repetition=effort.training)
-    load_after = read_load()
     return Readings(
         system=system,
         room=room,
@@ -147,7 +146,7 @@ def _read(effort: _Effort, *, threads: int | None, broker: BrokerSettings | None
         training=step_rate,
         training_of=step.description,
         thermal=read_thermal().since(thermal),
-        others=load_after.others_since(load) if load is not None and load_after is not None else 0.0,
+        others=read_load().others_since(load),
     )
 
 
@@ -170,12 +169,14 @@ def to_profile(
         gemm_flops_per_s=note.rate(readings.product.per_s, readings.product, readings.product_of),
         training_flops_per_s=note.rate(readings.training_per_s, readings.training, readings.training_of),
         memory_bandwidth_bytes_per_s=note.rate(readings.copy.per_s, readings.copy, "copy"),
-        memory_total_bytes=note.measured(room.total_bytes, "/proc/meminfo and control groups"),
+        memory_total_bytes=note.measured(room.total_bytes, "the machine's memory and control groups"),
         memory_available_bytes=note.measured(room.available_bytes, room.bound_by),
         runtime_base_bytes=None if base is None else note.measured(base, "a fresh process that loaded the trainer"),
         disk_free_bytes=note.measured(disk_free, "free for an ordinary user"),
         # Frost is possible on a mast; a quantity cannot be negative, and below zero nothing throttles.
-        temperature_celsius=None if celsius is None else note.measured(max(0.0, celsius), "processor, after training"),
+        temperature_celsius=None
+        if celsius is None
+        else note.measured(max(0.0, celsius), "hottest sensor, after training"),
         throttled=readings.thermal.throttled,
         link_down_bytes_per_s=None if link is None else note.measured(link.down_bytes_per_s, "payload from the broker"),
         link_up_bytes_per_s=None if link is None else note.measured(link.up_bytes_per_s, "payload to the broker"),

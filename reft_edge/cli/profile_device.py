@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from reft_edge.agent.profiler import measure_profile
 from reft_edge.errors import ConfigError, ResourceError
 from reft_edge.profiling.profile import DeviceProfile, Quantity
@@ -30,6 +32,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the profile as one JSON document")
     parser.add_argument("--output", type=Path, metavar="FILE.toml", help="write the profile to this file")
     parser.add_argument("--broker", metavar="HOST[:PORT]", help="measure round trip and throughput to this MQTT broker")
+    parser.add_argument(
+        "--username", metavar="NAME", help="log in to the broker with this name; stop the agent first, which has it too"
+    )
+    parser.add_argument("--password-file", metavar="FILE", help="file whose first line is the password")
     parser.add_argument("--threads", type=_positive, metavar="N", help="threads to compute with (default: one a core)")
     parser.add_argument("--name", help="name of the profile (default: the board's own)")
     parser.add_argument(
@@ -38,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    broker: BrokerSettings | None = parse_broker(args.broker) if args.broker else None
+    broker = _broker(args)
     if args.output is not None:
         _check_writable(args.output)
     warnings: list[str] = []
@@ -62,6 +68,17 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("\n".join(table(profile)))
     return 0
+
+
+def _broker(args: argparse.Namespace) -> BrokerSettings | None:
+    """The broker to measure. Raises `ConfigError` for options that do not go together."""
+    if args.username is None and args.password_file is not None:
+        raise ConfigError("--password-file needs --username")
+    if args.broker is None:
+        if args.username is not None:
+            raise ConfigError("--username needs --broker")
+        return None
+    return msgspec.structs.replace(parse_broker(args.broker), username=args.username, password_file=args.password_file)
 
 
 def _positive(text: str) -> int:

@@ -1,23 +1,22 @@
 """Memory: how much a training process can have, and how fast it is. Free disk too.
 
-Available is the least of what the kernel could give without swapping (`MemAvailable`), what the control groups leave,
+Available is the least of what the kernel could give without swapping, what the control groups leave,
 and what `ulimit` leaves. Swap is not counted: training that swaps to an SD card takes days and wears the card out.
 """
 
 from __future__ import annotations
 
-import os
 import resource
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reft_edge.errors import ResourceError
+import psutil
+
 from reft_edge.profiling.cgroups import tightest_memory_group
 from reft_edge.profiling.sustained import Rate, Repetition, sustained_rate
-from reft_edge.profiling.tree import ROOT, read_text
+from reft_edge.profiling.tree import ROOT
 
 if TYPE_CHECKING:
     from reft_edge.types import Array
@@ -40,14 +39,10 @@ class MemoryRoom:
 
 
 def memory_room(root: Path = ROOT) -> MemoryRoom:
-    """Read /proc/meminfo and the limits of this process. Raises `ResourceError` where there is no /proc/meminfo."""
-    known = _meminfo(root)
-    if "MemTotal" not in known:
-        raise ResourceError(f"{root / 'proc/meminfo'} does not tell the memory; profiling needs Linux")
-    total = known["MemTotal"]
-    # Kernels before 3.14 have no MemAvailable; free memory and file cache come close.
-    available = known.get("MemAvailable", known.get("MemFree", 0) + known.get("Cached", 0))
-    candidates = [(available, "free memory of the machine (MemAvailable)")]
+    """The machine's memory within the limits of this process. `root` holds the control groups."""
+    machine = psutil.virtual_memory()
+    total = machine.total
+    candidates = [(machine.available, "free memory of the machine")]
     group = tightest_memory_group(root)
     if group is not None:
         total = min(total, group.limit_bytes)
@@ -65,7 +60,7 @@ def disk_free_bytes(path: Path) -> int:
     A folder that does not exist yet stands for the nearest one above it that does.
     """
     existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
-    return shutil.disk_usage(existing).free
+    return psutil.disk_usage(str(existing)).free
 
 
 def copy_bandwidth(*, threads: int, available_bytes: int, repetition: Repetition | None = None) -> Rate:
@@ -90,21 +85,9 @@ def copy_bandwidth(*, threads: int, available_bytes: int, repetition: Repetition
         return sustained_rate(copy, work=2.0 * source.nbytes, repetition=repetition)
 
 
-def resident_bytes(root: Path = ROOT) -> int | None:
+def resident_bytes() -> int:
     """Resident memory of this process."""
-    text = read_text(root / "proc/self/statm")
-    fields = text.split() if text else []
-    return int(fields[1]) * os.sysconf("SC_PAGESIZE") if len(fields) > 1 else None
-
-
-def _meminfo(root: Path) -> dict[str, int]:
-    values: dict[str, int] = {}
-    for line in (read_text(root / "proc/meminfo") or "").splitlines():
-        key, _, rest = line.partition(":")
-        words = rest.split()
-        if words and words[0].isdigit():
-            values[key] = int(words[0]) * (1024 if words[1:] == ["kB"] else 1)
-    return values
+    return psutil.Process().memory_info().rss
 
 
 def _address_space_limit() -> int | None:

@@ -50,8 +50,6 @@ class Core:
     flops_per_cycle: int
     source: str
     """Why `flops_per_cycle` is what it is."""
-    clock_hz: float | None = None
-    """Clock when the file was read; Arm kernels do not tell."""
 
 
 def read_cores(root: Path = ROOT, *, machine: str) -> dict[int, Core]:
@@ -75,14 +73,11 @@ def _core(cpu: int, fields: Mapping[str, str], machine: str) -> Core:
         # RISC-V, MIPS and others: most boards' cores have no vector unit worth counting.
         name = fields.get("uarch") or fields.get("model name") or machine
         flops, source = 2, f"assumed: one scalar multiply-add a cycle, as nothing is known of {name!r}"
-    megahertz = _number(fields.get("cpu MHz", ""))
-    return Core(
-        cpu=cpu, name=name, flops_per_cycle=flops, source=source, clock_hz=megahertz * 1e6 if megahertz else None
-    )
+    return Core(cpu=cpu, name=name, flops_per_cycle=flops, source=source)
 
 
 def _arm(fields: Mapping[str, str]) -> tuple[str, int, str]:
-    implementer, part = _hex(fields.get("CPU implementer", "")), _hex(fields["CPU part"])
+    implementer, part = _int(fields.get("CPU implementer", ""), 16), _int(fields["CPU part"], 16)
     if implementer == 0x41 and part in _ARM_CORES:
         return _ARM_CORES[part]
     name = f"Arm implementer {fields.get('CPU implementer', '?')} part {fields['CPU part']}"
@@ -91,7 +86,7 @@ def _arm(fields: Mapping[str, str]) -> tuple[str, int, str]:
 
 def _x86(fields: Mapping[str, str]) -> tuple[str, int, str]:
     name, flags = fields.get("model name", "x86"), set(fields["flags"].split())
-    family, model = int(_number(fields.get("cpu family", ""))), int(_number(fields.get("model", "")))
+    family, model = _int(fields.get("cpu family", ""), 10), _int(fields.get("model", ""), 10)
     intel = fields.get("vendor_id") == "GenuineIntel"
     if "avx512f" in flags:
         # A virtual machine may show a client's model number on a server's core; AMX gives the server away.
@@ -108,15 +103,8 @@ def _x86(fields: Mapping[str, str]) -> tuple[str, int, str]:
     return name, 8, "assumed: a 128-bit multiplication and a 128-bit addition a cycle (SSE)"
 
 
-def _hex(text: str) -> int:
+def _int(text: str, base: int) -> int:
     try:
-        return int(text, 16)
+        return int(text, base)
     except ValueError:
         return 0
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0

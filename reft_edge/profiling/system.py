@@ -6,12 +6,13 @@ Cores are physical: two hardware threads of one core share its arithmetic units,
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from reft_edge.profiling.cgroups import cpu_quota
 from reft_edge.profiling.processor import Core, read_cores
@@ -49,12 +50,12 @@ class System:
 def read_system(root: Path = ROOT, *, allowed: Collection[int] | None = None, machine: str | None = None) -> System:
     """Read the machine. `allowed` are the processors this process may run on, the real ones unless given."""
     machine = machine or platform.machine()
-    cpus = sorted(allowed if allowed is not None else os.sched_getaffinity(0))
+    cpus = sorted(psutil.Process().cpu_affinity() if allowed is None else allowed)
     known = read_cores(root, machine=machine)
     physical = _one_cpu_a_core(root, cpus)
     unknown = Core(cpu=-1, name=machine, flops_per_cycle=2, source="assumed: /proc/cpuinfo does not tell the core")
     cores = [known.get(cpu, unknown) for cpu in physical]
-    clocks = [_clock(root, cpu, core) for cpu, core in zip(physical, cores, strict=True)]
+    clocks = [_clock(root, cpu) for cpu in physical]
     total = sum(hertz for hertz, _ in clocks)
     quota = cpu_quota(root)
     return System(
@@ -91,13 +92,17 @@ def _one_cpu_a_core(root: Path, cpus: Collection[int]) -> list[int]:
     return chosen
 
 
-def _clock(root: Path, cpu: int, core: Core) -> tuple[float, str]:
-    """The processor's highest clock in Hz, and where that stands."""
+def _clock(root: Path, cpu: int) -> tuple[float, str]:
+    """The processor's highest clock in Hz, and where that stands.
+
+    Read here as far as the kernel tells it, because psutil tells it by frequency domain, not of which processors.
+    """
     kilohertz = read_int(root / f"sys/devices/system/cpu/cpu{cpu}/cpufreq/cpuinfo_max_freq")
     if kilohertz:
         return kilohertz * 1e3, "highest clock the kernel offers (cpufreq)"
-    if core.clock_hz:
-        return core.clock_hz, "/proc/cpuinfo, clock when asked"
+    now = psutil.cpu_freq()
+    if now is not None and now.current > 0:
+        return now.current * 1e6, "clock when asked"
     return UNKNOWN_CLOCK_HZ, "assumed: the kernel does not tell the clock"
 
 

@@ -1,17 +1,20 @@
 """Temperature, and whether the board slows itself down, as far as the board tells.
 
 A board that throttles computes at half its speed or less, and a profile taken then is too low; one taken cold on a
-board that throttles in minutes is too high. Either way the profile should say so. Four places tell: the Raspberry Pi's
-firmware, the kernel's cooling devices (Jetson, Rockchip and other Arm boards), Intel's throttle counters, and the
-thermal zones for the temperature.
+board that throttles in minutes is too high. Either way the profile should say so. psutil tells the temperature. Of
+throttling three places tell, which it does not read: the Raspberry Pi's firmware, the kernel's cooling devices (Jetson,
+Rockchip and other Arm boards), and Intel's throttle counters.
 """
 
 from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from reft_edge.profiling.tree import ROOT, read_int, read_text
 
@@ -19,7 +22,7 @@ _PI_THROTTLED_NOW = 0b1111
 """Under-voltage, clock capped, throttled, soft temperature limit: bits 0 to 3 of the firmware's `get_throttled`
 (https://www.raspberrypi.com/documentation/computers/os.html#get_throttled). Bits 16 to 19 say 'since boot'."""
 
-_CPU_ZONE = re.compile(r"cpu|soc|x86_pkg_temp|core|tctl|package", re.I)
+_CPU_SENSOR = re.compile(r"cpu|soc|x86_pkg_temp|core|tctl|package", re.I)
 _CPU_COOLER = re.compile(r"cpu|processor", re.I)
 _PLAUSIBLE_CELSIUS = (-40.0, 150.0)
 """Unconnected sensors tell -273, -256 or 255."""
@@ -44,8 +47,16 @@ class Thermal:
         )
 
 
-def read_thermal(root: Path = ROOT) -> Thermal:
+def read_thermal() -> Thermal:
     """Read what the board tells now."""
+    throttled, events = read_throttling()
+    chips = psutil.sensors_temperatures().items()
+    sensors = ((f"{chip} {sensor.label}", sensor.current) for chip, several in chips for sensor in several)
+    return Thermal(temperature_celsius=hottest(sensors), throttled=throttled, throttle_events=events)
+
+
+def read_throttling(root: Path = ROOT) -> tuple[bool | None, int]:
+    """Whether the board slows itself down now (None: it does not tell), and Intel's counters."""
     counters = [
         value
         for path in sorted((root / "sys/devices/system/cpu").glob("cpu*/thermal_throttle/*_throttle_count"))
@@ -54,30 +65,15 @@ def read_thermal(root: Path = ROOT) -> Thermal:
     told = [answer for answer in (_pi_throttled(root), _cooling(root)) if answer is not None]
     if counters:
         told.append(False)
-    return Thermal(
-        temperature_celsius=_temperature(root),
-        throttled=any(told) if told else None,
-        throttle_events=sum(counters),
-    )
+    return any(told) if told else None, sum(counters)
 
 
-def _temperature(root: Path) -> float | None:
-    """The hottest processor sensor; the hottest of all where none is called a processor's."""
-    folders = sorted((root / "sys/class/thermal").glob("thermal_zone*"))
-    zones = [(read_text(folder / "type") or "", _celsius(folder / "temp")) for folder in folders]
-    for folder in sorted((root / "sys/class/hwmon").glob("hwmon*")):
-        name = read_text(folder / "name") or ""
-        zones.extend((name, _celsius(path)) for path in sorted(folder.glob("temp*_input")))
+def hottest(sensors: Iterable[tuple[str, float]]) -> float | None:
+    """The highest of the sensors (name, °C) that are a processor's by name; of all where none is; None of none."""
     low, high = _PLAUSIBLE_CELSIUS
-    zones = [(name, celsius) for name, celsius in zones if low < celsius < high]
-    processors = [celsius for name, celsius in zones if _CPU_ZONE.search(name)]
-    return max(processors or [celsius for _, celsius in zones], default=None)
-
-
-def _celsius(path: Path) -> float:
-    """Thermal zones and hwmon tell thousandths of a degree."""
-    value = read_int(path)
-    return float("nan") if value is None else value / 1000
+    plausible = [(name, celsius) for name, celsius in sensors if low < celsius < high]
+    processors = [celsius for name, celsius in plausible if _CPU_SENSOR.search(name)]
+    return max(processors or [celsius for _, celsius in plausible], default=None)
 
 
 def _cooling(root: Path) -> bool | None:

@@ -9,6 +9,9 @@
     reft/v1/<federation>/blob/<transfer>/<index>   down  retained, QoS 1, blocks that many devices want
     reft/v1/<federation>/blob/<transfer>/offer     down  retained, QoS 1, how that blob is cut
 
+    reft/probe/<user name>/<client id>/...    a device that measures its link talks to itself here; outside reft/v1/,
+                                              where the next level is a federation's name
+
 Names that could break out of their level (`/`, `+`, `#`, spaces) are refused where they come in.
 """
 
@@ -20,6 +23,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from reft_edge.errors import ConfigError, RemoteProtocolError
 
 PREFIX = "reft/v1"
+PROBE_PREFIX = "reft/probe"
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -60,6 +64,11 @@ def blob_topic(federation: str, transfer: str, index: int | str) -> str:
 def is_blob_topic(federation: str, topic: str) -> bool:
     """Whether what arrived is part of a broadcast, and so belongs to the courier."""
     return topic.startswith(f"{PREFIX}/{federation}/blob/")
+
+
+def probe_topics(username: str | None, client_id: str) -> str:
+    """What the probe topics of a client begin with; broker_config/reft-edge.acl grants them by user name."""
+    return f"{PROBE_PREFIX}/{re.sub('[/+#]', '_', username or 'anonymous')}/{client_id}"
 
 
 def parse_device_topic(federation: str, topic: str) -> DeviceAddress:

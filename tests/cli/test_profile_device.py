@@ -51,6 +51,9 @@ def test_quick_json_and_output_agree_and_can_be_planned_with(
     ("arguments", "code", "message"),
     [
         (["--output", "missing/board.toml"], 2, "missing"),
+        (["--username", "pi-01"], 2, "--broker"),
+        (["--broker", "localhost", "--password-file", "secret"], 2, "--username"),
+        (["--broker", "localhost", "--username", "pi-01", "--password-file", "missing"], 2, "missing"),
         (["--broker", "localhost:many"], 2, "localhost:many"),
         (["--broker", "no-such-host.invalid", "--quick"], 7, "no-such-host.invalid"),
     ],
