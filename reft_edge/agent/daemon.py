@@ -61,7 +61,7 @@ from reft_edge.agent.settings import AgentSettings
 from reft_edge.agent.spool import Spool
 from reft_edge.agent.supervisor import Supervisor, WorkerEnded, WorkerSaid
 from reft_edge.bundle.manifest import Manifest
-from reft_edge.errors import BundleError, RemoteProtocolError
+from reft_edge.errors import BundleError, RemoteProtocolError, ResourceError
 from reft_edge.wire.messages import (
     Close,
     Done,
@@ -173,7 +173,7 @@ class Daemon:
         self._courier.close()
         if self._session.state.phase is Phase.TRAINING:
             self._session.note_clean_stop()
-            self._spool.save_state(self._session.state)
+            self._save_state()
         if self._link.connected:
             self._publish("status", encode(Status(online=False, version=reft_edge.__version__)), retain=True)
         self._link.stop()
@@ -203,7 +203,7 @@ class Daemon:
     def _next_event(self) -> Any:
         """The next event; None when something is due first."""
         now = time.monotonic()
-        timers = [self._courier.next_wakeup(now), self._remind_at, self._worker_idle_at()]
+        timers = [self._courier.next_wakeup(now), self._remind_at, self._worker_idle_at(), self._jobs.insist_at]
         due = min((at for at in timers if at is not None), default=None)
         try:
             return self._events.get(timeout=None if due is None else max(0.0, due - now))
@@ -217,6 +217,9 @@ class Daemon:
             self._remind_s = min(MAX_REMIND_S, 2 * self._remind_s)
             self._remind_at = now + self._remind_s
             self._feed(ReminderDue())
+        if self._jobs.insist_at is not None and now >= self._jobs.insist_at:
+            self._jobs.insist(now)
+            self._jobs_proceed()
         idle_at = self._worker_idle_at()
         if idle_at is not None and now >= idle_at:
             logger.info("the worker is idle; letting it go")
@@ -228,7 +231,6 @@ class Daemon:
     def _handle(self, event: Any) -> None:
         match event:
             case Connected():
-                logger.info("connected to broker %s", self._settings.broker.address)
                 self._connected()
             case Disconnected(reason=reason):
                 logger.warning("offline: %s", reason)
@@ -244,7 +246,7 @@ class Daemon:
         self._said_status = None
         self._say_status()
         self._announce()
-        self._spool.save_state(self._session.state)  # marks the spool as used: from now on the broker is only away
+        self._save_state()  # marks the spool as used: from now on the broker is only away
         self._transferred(self._courier.set_connected(True, time.monotonic()))
         self._feed(LinkUp())
         if self._remind_at is not None:
@@ -270,6 +272,7 @@ class Daemon:
                 case Lost(sha256=sha256, reason=reason):
                     self._feed(BlobLost(sha256=sha256, reason=reason[:MAX_REASON_CHARACTERS]))
                 case Delivered(sha256=sha256):
+                    logger.debug("delivered: %s", sha256)
                     self._feed(BlobDelivered(sha256=sha256))
 
     # The worker.
@@ -320,7 +323,7 @@ class Daemon:
             before = self._session.state
             actions = self._session.handle(self._waiting[0], time.monotonic())
             if self._session.state is not before:
-                self._spool.save_state(self._session.state)
+                self._save_state()
             self._apply(actions)
             self._waiting.popleft()
         uploading = self._session.state.phase is Phase.UPLOADING
@@ -329,6 +332,13 @@ class Daemon:
         elif self._remind_at is None:
             self._remind_soon()
         self._say_status()
+
+    def _save_state(self) -> None:
+        """A full disk must not end the agent: it goes on, and a restart would find an older state."""
+        try:
+            self._spool.save_state(self._session.state)
+        except ResourceError as exc:
+            logger.error("%s", exc)
 
     def _remind_soon(self) -> None:
         self._remind_s = MIN_REMIND_S
@@ -346,7 +356,7 @@ class Daemon:
                     self._jobs.add(Train(task=task, residual=residual, asked_at=0.0))
                     self._jobs_proceed()
                 case StopTraining():
-                    self._jobs.cancel_training()
+                    self._jobs.cancel_training(time.monotonic())
                 case ReleaseWorker():
                     self._jobs.release()
                 case Say(report=report):
@@ -373,7 +383,10 @@ class Daemon:
         for sha256 in self._courier.fetching - needed:
             self._courier.cancel(sha256)
         residual = self._session.state.residual
-        self._spool.sweep(keep_blobs=needed, keep_residual=None if residual is None else residual.name)
+        try:
+            self._spool.sweep(keep_blobs=needed, keep_residual=None if residual is None else residual.name)
+        except ResourceError as exc:
+            logger.error("%s", exc)
 
     def _may_serve(self, sha256: str) -> bool:
         """The coordinator may have the update and nothing else."""

@@ -34,6 +34,9 @@ from reft_edge.errors import ResourceError
 
 Job: TypeAlias = MeasureDevice | DescribeData | Train
 
+CANCEL_S = 10.0
+"""A cancelled training ends after its present step; the slowest boards take seconds for one."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -54,17 +57,26 @@ class Jobs:
         self._current: Job | None = None
         self._idle_since = 0.0
         self._released = False
+        self.insist_at: float | None = None
+        """When to call `insist`, if a cancelled training still goes on then."""
 
     def add(self, job: Job) -> None:
         """Put a job in line; `proceed` starts it."""
         self._waiting.append(job)
         self._released = False
 
-    def cancel_training(self) -> None:
+    def cancel_training(self, now: float) -> None:
         """Trainings in line are dropped, one in progress is told to stop."""
         self._waiting = deque(job for job in self._waiting if not isinstance(job, Train))
         if isinstance(self._current, Train):
             self._supervisor.send(Cancel(task=self._current.task.task))
+            self.insist_at = now + CANCEL_S
+
+    def insist(self, now: float) -> None:
+        """A cancelled training goes on (a very long step, or a disk that does not answer): end its worker."""
+        logger.warning("the worker does not stop a cancelled training; ending it")
+        self._supervisor.stop()
+        self._ended(now)
 
     def handle(self, event: WorkerSaid | WorkerEnded, now: float) -> JobEnded | TrainingProgress | None:
         """What an event of the worker means; None when it is of no interest any more."""
@@ -73,8 +85,7 @@ class Jobs:
         if isinstance(event, WorkerEnded):
             self._supervisor.forget(event.worker)
             job = self._current
-            self._current = None
-            self._idle_since = now
+            self._ended(now)
             return None if job is None else JobEnded(job=job, answer=event)
         answer = event.answer
         if isinstance(answer, TrainingProgress):
@@ -83,8 +94,7 @@ class Jobs:
         if job is None or not _ends(job, answer):
             logger.error("the worker said %s while nobody asked", type(answer).__name__)
             return None
-        self._current = None
-        self._idle_since = now
+        self._ended(now)
         spent = isinstance(job, MeasureDevice) or (isinstance(answer, TaskFailed) and answer.kind == "out_of_memory")
         if spent or self._released:
             self._supervisor.stop()
@@ -114,6 +124,11 @@ class Jobs:
         self._released = True
         if self._current is None:
             self._supervisor.stop()
+
+    def _ended(self, now: float) -> None:
+        self._current = None
+        self._idle_since = now
+        self.insist_at = None
 
 
 def _ends(job: Job, answer: Answer) -> bool:

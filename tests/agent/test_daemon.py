@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -239,24 +240,34 @@ def test_an_agent_survives_its_brokers_death_in_training(
     coordinator.stop()
 
 
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port that is taken and that nobody listens at."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
+
+
 @pytest.mark.parametrize(
-    ("data", "broker", "code", "message"),
+    ("data", "reachable", "code", "message"),
     [
-        ('path = "nowhere"', {}, 3, "nowhere does not exist"),
-        ('pth = "data.npz"', {}, 2, "did you mean 'path'"),
-        ('path = "data.npz"', {"port": 1}, 7, "nobody listens at 127.0.0.1:1"),
+        ('path = "nowhere"', True, 3, "nowhere does not exist"),
+        ('pth = "data.npz"', True, 2, "did you mean 'path'"),
+        ('path = "data.npz"', False, 7, "nobody listens at 127.0.0.1:"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_an_exit_code(
     some_broker: RunningBroker,
+    silent_port: int,
     federation: str,
     make_agent: Callable[..., AgentProcess],
     data: str,
-    broker: dict[str, int],
+    reachable: bool,
     code: int,
     message: str,
 ) -> None:
-    settings = msgspec.structs.replace(some_broker.settings, connect_timeout_s=0.5, **broker)
+    port = some_broker.port if reachable else silent_port
+    settings = msgspec.structs.replace(some_broker.settings, connect_timeout_s=0.5 if not reachable else 10, port=port)
     agent = make_agent(settings, federation, data=data)
     for extra in ([], ["--check"]):
         agent.start(*extra)
