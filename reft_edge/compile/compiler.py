@@ -152,12 +152,13 @@ def _training_graph(
     for index, (name, grad) in enumerate(zip(names, grads, strict=True)):
         if grad is not None:
             updates.add(name, inputs[f"p{index}"], _tensor(grad))
+    new_tensors = updates.finish()
     for index, (name, new) in enumerate(zip(source.subject.buffers, results[1 + len(names) :], strict=True)):
         if new is not inputs[f"b{index}"]:
-            updates.new[name] = _tensor(new)
+            new_tensors[name] = _tensor(new)
     if not losses:
         raise ModelError("the model's output does not depend on any trained parameter")
-    outputs = {"loss": losses[0], **{f"updated/{name}": value for name, value in updates.new.items()}}
+    outputs = {"loss": losses[0], **{f"updated/{name}": value for name, value in new_tensors.items()}}
     return graph.finish(outputs), lowering.seed is not None
 
 

@@ -22,7 +22,19 @@ _BATCHES = (8, 40)
 _SHARED = frozenset({"Reshape", "Identity"})
 """Operators whose output is their input's memory."""
 
-_MOVES = _SHARED | {"Shape", "Transpose", "Slice", "Concat", "Pad", "Expand", "Gather", "Cast", "OneHot", "MaxUnpool", "Tile"}
+_MOVES = _SHARED | {
+    "Shape",
+    "Transpose",
+    "Slice",
+    "Concat",
+    "Pad",
+    "Expand",
+    "Gather",
+    "Cast",
+    "OneHot",
+    "MaxUnpool",
+    "Tile",
+}
 """Operators that compute nothing."""
 
 _ITEMSIZE = {"float64": 8, "int64": 8, "float32": 4, "int32": 4, "bool": 1, "uint8": 1, "int8": 1}

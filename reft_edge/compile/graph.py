@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -237,6 +238,21 @@ class GraphBuilder:
             return self.reduce(first, value, [0], keepdims=False)
         rows = self.reduce(first, value, range(2, value.rank), keepdims=False)
         return self.reduce("ReduceSum", rows, [0], keepdims=False)
+
+    def channel_mean(self, value: Value, *, squared: bool = False) -> Value:
+        """Mean, or mean of squares, over all axes but the second: (channels,)."""
+        if value.rank == 2:
+            if squared:
+                value = self.pointwise("Mul", value, value)
+            return self.reduce("ReduceMean", value, [0], keepdims=False)
+        axes = range(2, value.rank)
+        if not squared:
+            return self.reduce(
+                "ReduceMean", self.reduce("ReduceMean", value, axes, keepdims=False), [0], keepdims=False
+            )
+        rows = self.reduce("ReduceSumSquare", value, axes, keepdims=False)
+        share = self.scalar(1 / prod(dim for dim in value.shape[2:] if not isinstance(dim, Affine)), value.dtype)
+        return self.pointwise("Mul", self.reduce("ReduceMean", rows, [0], keepdims=False), share)
 
     def slice(
         self, value: Value, axes: Sequence[int], starts: Sequence[int], sizes: Shape, steps: Sequence[int]

@@ -1,11 +1,13 @@
-"""Optimizer updates in ONNX: what `torch.optim.SGD` and `torch.optim.Adam` compute, one parameter after another.
+"""Optimizer updates in ONNX: what `torch.optim.SGD` and `torch.optim.Adam` compute.
 
 Optimizer state travels through the graph as inputs and outputs beside the parameters. A fresh state is all zeros, for both
-optimizers.
+optimizers. Vectors (biases, norms' weights) are updated together, laid end to end: they are most of the tensors and nearly none of
+the numbers, so one by one they would cost only overhead.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from reft_edge.bundle.manifest import SGD, Adam, Optimizer
@@ -14,56 +16,103 @@ from reft_edge.compile.graph import GraphBuilder, Value
 
 @dataclass
 class Updates:
-    """Adds the updates of all parameters to a graph."""
+    """Adds the updates of all parameters to a graph: `add` each, then `finish`."""
 
     graph: GraphBuilder
     optimizer: Optimizer
     learning_rate: Value
     new: dict[str, Value] = field(default_factory=dict)
     """Updated parameters and state, by the names of their inputs."""
+    _vectors: list[tuple[str, Value, Value]] = field(default_factory=list)
     _step: Value | None = None
 
     def add(self, name: str, parameter: Value, grad: Value) -> None:
         """Update one parameter with its gradient."""
-        if isinstance(self.optimizer, SGD):
-            self._sgd(self.optimizer, name, parameter, grad)
+        if parameter.rank == 1:
+            self._vectors.append((name, parameter, grad))
         else:
-            self._adam(self.optimizer, name, parameter, grad)
+            self._update([name], [parameter], [grad])
+
+    def finish(self) -> dict[str, Value]:
+        """Updated parameters and state, by the names of their inputs."""
+        if self._vectors:
+            names, parameters, grads = zip(*self._vectors, strict=True)
+            self._update(names, parameters, grads)
+            self._vectors = []
+        return self.new
+
+    def _update(self, names: Sequence[str], parameters: Sequence[Value], grads: Sequence[Value]) -> None:
+        """Update tensors together; several are vectors."""
+        kinds = self._state_kinds()
+        shapes = [parameter.shape for parameter in parameters]
+        state: dict[str, Value] = {}
+        for kind in kinds:
+            olds = [
+                self.graph.input(f"{kind}/{name}", shape, "float32") for name, shape in zip(names, shapes, strict=True)
+            ]
+            state[kind] = self._joined(olds)
+        rule = self._sgd if isinstance(self.optimizer, SGD) else self._adam
+        for kind, value in rule(self._joined(parameters), self._joined(grads), state).items():
+            pieces = self._parted(value, shapes)
+            prefix = f"{kind}/" if kind else ""
+            self.new.update({f"{prefix}{name}": piece for name, piece in zip(names, pieces, strict=True)})
+
+    def _state_kinds(self) -> tuple[str, ...]:
+        if isinstance(self.optimizer, Adam):
+            return ("exp_avg", "exp_avg_sq")
+        return ("momentum",) if self.optimizer.momentum else ()
+
+    def _joined(self, tensors: Sequence[Value]) -> Value:
+        if len(tensors) == 1:
+            return tensors[0]
+        total = sum(int(tensor.shape[0]) for tensor in tensors)  # type: ignore[arg-type]
+        return self.graph.op("Concat", *tensors, shape=(total,), axis=0)
+
+    def _parted(self, value: Value, shapes: Sequence[tuple[object, ...]]) -> tuple[Value, ...]:
+        if len(shapes) == 1:
+            return (value,)
+        sizes = [int(shape[0]) for shape in shapes]  # type: ignore[call-overload]
+        return self.graph.node("Split", [value, self.graph.ints(sizes)], [((n,), value.dtype) for n in sizes], axis=0)
 
     def _scaled(self, value: Value, factor: float | Value) -> Value:
         number = factor if isinstance(factor, Value) else self.graph.scalar(factor, "float32")
         return self.graph.pointwise("Mul", value, number)
 
-    def _sgd(self, options: SGD, name: str, parameter: Value, grad: Value) -> None:
-        graph = self.graph
-        if options.weight_decay:
-            grad = graph.pointwise("Add", grad, self._scaled(parameter, options.weight_decay))
-        direction = grad
-        if options.momentum:
-            key = f"momentum/{name}"
-            old = graph.input(key, parameter.shape, "float32")
-            direction = graph.pointwise("Add", self._scaled(old, options.momentum), grad)
-            self.new[key] = direction
+    def _decayed(self, parameter: Value, grad: Value) -> Value:
+        """The gradient of loss plus L2 penalty."""
+        if not self.optimizer.weight_decay:
+            return grad
+        return self.graph.pointwise("Add", grad, self._scaled(parameter, self.optimizer.weight_decay))
+
+    def _sgd(self, parameter: Value, grad: Value, state: dict[str, Value]) -> dict[str, Value]:
+        graph, options = self.graph, self.optimizer
+        direction = grad = self._decayed(parameter, grad)
+        new: dict[str, Value] = {}
+        if isinstance(options, SGD) and "momentum" in state:
+            direction = graph.pointwise("Add", self._scaled(state["momentum"], options.momentum), grad)
+            new["momentum"] = direction
             if options.nesterov:
                 direction = graph.pointwise("Add", grad, self._scaled(direction, options.momentum))
-        self.new[name] = graph.pointwise("Sub", parameter, self._scaled(direction, self.learning_rate))
+        new[""] = graph.pointwise("Sub", parameter, self._scaled(direction, self.learning_rate))
+        return new
 
-    def _adam(self, options: Adam, name: str, parameter: Value, grad: Value) -> None:
-        graph = self.graph
-        first_key, second_key = f"exp_avg/{name}", f"exp_avg_sq/{name}"
-        first = graph.input(first_key, parameter.shape, "float32")
-        second = graph.input(second_key, parameter.shape, "float32")
-        if options.weight_decay:
-            grad = graph.pointwise("Add", grad, self._scaled(parameter, options.weight_decay))
-        first = graph.pointwise("Add", self._scaled(first, options.beta1), self._scaled(grad, 1 - options.beta1))
-        square = graph.pointwise("Mul", grad, grad)
-        second = graph.pointwise("Add", self._scaled(second, options.beta2), self._scaled(square, 1 - options.beta2))
-        self.new[first_key], self.new[second_key] = first, second
+    def _adam(self, parameter: Value, grad: Value, state: dict[str, Value]) -> dict[str, Value]:
+        graph, options = self.graph, self.optimizer
+        if not isinstance(options, Adam):
+            return {}  # pragma: no cover - the caller chose by type
+        grad = self._decayed(parameter, grad)
+        first = graph.pointwise(
+            "Add", self._scaled(state["exp_avg"], options.beta1), self._scaled(grad, 1 - options.beta1)
+        )
+        square = self._scaled(graph.pointwise("Mul", grad, grad), 1 - options.beta2)
+        second = graph.pointwise("Add", self._scaled(state["exp_avg_sq"], options.beta2), square)
         # Algorithm 1 with the corrections for the zero start moved to the scalars.
-        root = graph.pointwise("Div", graph.pointwise("Sqrt", second), self._root_correction(options))
+        correction = graph.pointwise("Sqrt", self._correction(options.beta2))
+        root = graph.pointwise("Div", graph.pointwise("Sqrt", second), correction)
         rate = graph.pointwise("Div", self.learning_rate, self._correction(options.beta1))
         ratio = graph.pointwise("Div", first, graph.pointwise("Add", root, graph.scalar(options.epsilon, "float32")))
-        self.new[name] = graph.pointwise("Sub", parameter, self._scaled(ratio, rate))
+        new = graph.pointwise("Sub", parameter, self._scaled(ratio, rate))
+        return {"": new, "exp_avg": first, "exp_avg_sq": second}
 
     def _count(self) -> Value:
         """The number of this step, from 1, float32 ()."""
@@ -77,6 +126,3 @@ class Updates:
         """1 - beta^step."""
         power = self.graph.pointwise("Pow", self.graph.scalar(beta, "float32"), self._count())
         return self.graph.pointwise("Sub", self.graph.scalar(1, "float32"), power)
-
-    def _root_correction(self, options: Adam) -> Value:
-        return self.graph.pointwise("Sqrt", self._correction(options.beta2))

@@ -188,7 +188,24 @@ class _Replay(fx.Interpreter):
 
 _NATIVE = frozenset(
     f"aten::{name}"
-    for name in ["convolution", "convolution_backward", "native_batch_norm", "native_batch_norm_backward", "native_layer_norm", "native_layer_norm_backward", "native_group_norm", "native_group_norm_backward", "embedding_dense_backward", "_adaptive_avg_pool2d", "_adaptive_avg_pool2d_backward", "avg_pool2d_backward", "max_pool2d_with_indices_backward", "bernoulli", "bernoulli.p", "bernoulli_.float"]
+    for name in [
+        "convolution",
+        "convolution_backward",
+        "native_batch_norm",
+        "native_batch_norm_backward",
+        "native_layer_norm",
+        "native_layer_norm_backward",
+        "native_group_norm",
+        "native_group_norm_backward",
+        "embedding_dense_backward",
+        "_adaptive_avg_pool2d",
+        "_adaptive_avg_pool2d_backward",
+        "avg_pool2d_backward",
+        "max_pool2d_with_indices_backward",
+        "bernoulli",
+        "bernoulli.p",
+        "bernoulli_.float",
+    ]
 )
 """Operators that are lowered whole even where torch could take them apart."""
 

@@ -213,7 +213,9 @@ def _dense_weight_gradient(graph: GraphBuilder, x: Value, grad: Value, shape: Sh
     spatial = list(range(2, x.rank))
     rows = _channels_first(graph, grad)
     columns = _channels_first(graph, x)
-    shifts = [[i * d - p for i in range(k)] for k, d, p in zip(kernel, geometry.dilation, geometry.padding, strict=True)]
+    shifts = [
+        [i * d - p for i in range(k)] for k, d, p in zip(kernel, geometry.dilation, geometry.padding, strict=True)
+    ]
     first: list[int] = []
     if len(spatial) > 1:
         first = shifts[0]

@@ -14,7 +14,8 @@ import numpy as np
 
 from reft_edge.compile.graph import GraphBuilder, Value
 from reft_edge.compile.lowering import Lowering, NodePair, rule
-from reft_edge.compile.symbols import Affine, n_elements
+from reft_edge.compile.symbols import Affine, Dim, n_elements
+from reft_edge.errors import ModelError
 
 
 def _per_channel(graph: GraphBuilder, vector: Value, rank: int) -> Value:
@@ -27,15 +28,29 @@ def _inverse_root(graph: GraphBuilder, variance: Value, epsilon: float) -> Value
     return graph.pointwise("Reciprocal", graph.pointwise("Sqrt", shifted))
 
 
-def _scale_and_shift(
-    graph: GraphBuilder, x: Value, mean: Value, rstd: Value, weight: Value | None, bias: Value | None
+def _normalize(
+    graph: GraphBuilder,
+    x: Value,
+    weight: Value | None,
+    bias: Value | None,
+    mean: Value | None,
+    variance: Value | None,
+    epsilon: float,
 ) -> Value:
-    """(x - mean) * rstd * weight + bias as one multiplication and one addition an entry."""
-    scale = rstd if weight is None else graph.pointwise("Mul", rstd, weight)
-    shift = graph.pointwise("Mul", mean, scale)
-    shift = graph.pointwise("Neg", shift) if bias is None else graph.pointwise("Sub", bias, shift)
-    scaled = graph.pointwise("Mul", x, _per_channel(graph, scale, x.rank))
-    return graph.pointwise("Add", scaled, _per_channel(graph, shift, x.rank))
+    """(x - mean) / sqrt(variance + epsilon) * weight + bias by channel, in one pass over x.
+
+    What is None is left out. onnxruntime folds the vectors to one multiplication and one addition an entry.
+    """
+    zeros, ones = (graph.constant(np.full(_channels(x), fill, np.float32)) for fill in (0, 1))
+    operands = (x, weight or ones, bias or zeros, mean or zeros, variance or ones)
+    return graph.op("BatchNormalization", *operands, shape=x.shape, epsilon=float(epsilon))
+
+
+def _channels(x: Value) -> int:
+    channels = x.shape[1]
+    if isinstance(channels, Affine):
+        raise ModelError("a batch norm over the batch axis cannot be compiled")
+    return channels
 
 
 @rule("aten::_native_batch_norm_legit_functional")
@@ -51,21 +66,20 @@ def _batch_norm_training(
     momentum: float,
     epsilon: float,
 ) -> tuple[Value, ...]:
-    del training
+    del training, pair
     graph = low.graph
-    mean, variance, result = _batch_statistics(low, x, weight, bias, epsilon)
-    count = n_elements((x.shape[0], *x.shape[2:]))
-    unbiased = _unbiased(graph, variance, count)
-    new_mean = _moving(graph, running_mean, mean, momentum)
-    new_var = _moving(graph, running_var, unbiased, momentum)
-    del pair
-    return (*result, new_mean, new_var)
+    mean, variance = _batch_statistics(graph, x)
+    output = _normalize(graph, x, weight, bias, mean, variance, epsilon)
+    new_mean = _moving(graph, running_mean, mean, momentum, graph.scalar(momentum, mean.dtype))
+    unbiased = _unbiased_share(graph, n_elements((x.shape[0], *x.shape[2:])), momentum)
+    new_var = _moving(graph, running_var, variance, momentum, unbiased)
+    return output, mean, _inverse_root(graph, variance, epsilon), new_mean, new_var
 
 
 @rule("aten::_native_batch_norm_legit.no_stats")
 def _batch_norm_without_statistics(
     low: Lowering,
-    _: NodePair,
+    pair: NodePair,
     x: Value,
     weight: Value | None,
     bias: Value | None,
@@ -73,40 +87,53 @@ def _batch_norm_without_statistics(
     momentum: float,
     epsilon: float,
 ) -> tuple[Value, ...]:
-    del training, momentum
-    return _batch_statistics(low, x, weight, bias, epsilon)[2]
-
-
-def _batch_statistics(
-    low: Lowering, x: Value, weight: Value | None, bias: Value | None, epsilon: float
-) -> tuple[Value, Value, tuple[Value, Value, Value]]:
-    """Mean, biased variance, and (output, mean, rstd) with the batch's own statistics."""
+    del pair, training, momentum
     graph = low.graph
-    count = graph.number(n_elements((x.shape[0], *x.shape[2:])), x.dtype)
-    mean = graph.pointwise("Div", graph.channel_sum(x), count)
-    centred = graph.pointwise("Sub", x, _per_channel(graph, mean, x.rank))
-    # Not E[x^2] - E[x]^2, which loses all digits when a channel's mean is far from zero.
-    total = graph.channel_sum(centred, squared=True)
-    variance = graph.pointwise("Div", total, count)
+    if isinstance(x.shape[1], Affine):  # an instance norm: torch folds the batch into the channels
+        return _instance_norm(graph, x, weight, bias, epsilon)
+    mean, variance = _batch_statistics(graph, x)
+    output = _normalize(graph, x, weight, bias, mean, variance, epsilon)
+    return output, mean, _inverse_root(graph, variance, epsilon)
+
+
+def _instance_norm(
+    graph: GraphBuilder, x: Value, weight: Value | None, bias: Value | None, epsilon: float
+) -> tuple[Value, ...]:
+    """Output, mean and rstd for x (1, n_batch * channels, *positions)."""
+    axes = range(2, x.rank)
+    mean = graph.reduce("ReduceMean", x, axes, keepdims=True)
+    centred = graph.pointwise("Sub", x, mean)
+    variance = graph.reduce("ReduceMean", graph.pointwise("Mul", centred, centred), axes, keepdims=True)
     rstd = _inverse_root(graph, variance, epsilon)
-    scale = rstd if weight is None else graph.pointwise("Mul", rstd, weight)
-    output = graph.pointwise("Mul", centred, _per_channel(graph, scale, x.rank))
+    output = graph.pointwise("Mul", centred, rstd)
+    if weight is not None:
+        output = graph.pointwise("Mul", output, _per_channel(graph, weight, x.rank))
     if bias is not None:
         output = graph.pointwise("Add", output, _per_channel(graph, bias, x.rank))
-    return mean, variance, (output, mean, rstd)
+    return output, graph.reshape(mean, (x.shape[1],)), graph.reshape(rstd, (x.shape[1],))
 
 
-def _unbiased(graph: GraphBuilder, variance: Value, count: int | Affine) -> Value:
-    """Variance times n / (n - 1), as torch keeps it in running_var."""
-    number = graph.number(count, variance.dtype)
-    smaller = graph.pointwise("Sub", number, graph.scalar(1, variance.dtype))
-    return graph.pointwise("Mul", variance, graph.pointwise("Div", number, smaller))
+def _batch_statistics(graph: GraphBuilder, x: Value) -> tuple[Value, Value]:
+    """Mean and biased variance of each channel over batch and positions.
+
+    Not by E[x^2] - E[x]^2, which loses all digits when a channel's mean is far from zero.
+    """
+    mean = graph.channel_mean(x)
+    centred = graph.pointwise("Sub", x, _per_channel(graph, mean, x.rank))
+    return mean, graph.channel_mean(centred, squared=True)
 
 
-def _moving(graph: GraphBuilder, old: Value, new: Value, momentum: float) -> Value:
-    """(1 - momentum) * old + momentum * new."""
+def _unbiased_share(graph: GraphBuilder, count: Dim, momentum: float) -> Value:
+    """momentum * n / (n - 1): torch keeps the unbiased variance in running_var."""
+    number = graph.number(count, "float32")
+    smaller = graph.pointwise("Sub", number, graph.scalar(1, "float32"))
+    return graph.pointwise("Mul", graph.pointwise("Div", number, smaller), graph.scalar(momentum, "float32"))
+
+
+def _moving(graph: GraphBuilder, old: Value, new: Value, momentum: float, share: Value) -> Value:
+    """(1 - momentum) * old + share * new."""
     kept = graph.pointwise("Mul", old, graph.scalar(1 - momentum, old.dtype))
-    return graph.pointwise("Add", kept, graph.pointwise("Mul", new, graph.scalar(momentum, new.dtype)))
+    return graph.pointwise("Add", kept, graph.pointwise("Mul", new, share))
 
 
 @rule("aten::native_batch_norm", "aten::_native_batch_norm_legit_no_training", "aten::_native_batch_norm_legit")
@@ -122,8 +149,8 @@ def _batch_norm_frozen(
 ) -> tuple[Value, ...]:
     """With the running statistics: in inference, and in training where a batch norm is frozen."""
     del pair
-    rstd = _inverse_root(low.graph, running_var, rest[-1])
-    return _scale_and_shift(low.graph, x, running_mean, rstd, weight, bias), running_mean, rstd
+    output = _normalize(low.graph, x, weight, bias, running_mean, running_var, rest[-1])
+    return output, running_mean, _inverse_root(low.graph, running_var, rest[-1])
 
 
 @rule("aten::native_batch_norm_backward")
@@ -158,16 +185,18 @@ def _batch_norm_backward(
         scaled = graph.pointwise("Mul", grad, _per_channel(graph, scale, x.rank))
         input_grad = scaled
         if training:
-            # dx = scale * grad - x * slope + (mean * slope - scale * sum(grad) / M), slope = scale * rstd * sum(grad * xhat) / M
+            # dx = scale * (grad - mean(grad)) - slope * (x - mean), with slope = scale * rstd * sum(grad * xhat) / M
             count = graph.number(n_elements((x.shape[0], *x.shape[2:])), x.dtype)
-            share = graph.pointwise("Div", scale, count)
+            share = graph.pointwise("Neg", graph.pointwise("Div", scale, count))
             slope = graph.pointwise("Mul", share, graph.pointwise("Mul", rstd, weight_grad))
-            shift = graph.pointwise(
-                "Sub", graph.pointwise("Mul", mean, slope), graph.pointwise("Mul", share, bias_grad)
-            )
-            line = graph.pointwise("Mul", x, _per_channel(graph, slope, x.rank))
-            line = graph.pointwise("Sub", line, _per_channel(graph, shift, x.rank))
-            input_grad = graph.pointwise("Sub", scaled, line)
+            level = graph.pointwise("Mul", share, bias_grad)
+            if isinstance(x.shape[1], Affine):
+                line = graph.pointwise("Mul", x, _per_channel(graph, slope, x.rank))
+                level = graph.pointwise("Sub", level, graph.pointwise("Mul", mean, slope))
+                line = graph.pointwise("Add", line, _per_channel(graph, level, x.rank))
+            else:
+                line = _normalize(graph, x, slope, level, mean, None, 0.0)
+            input_grad = graph.pointwise("Add", scaled, line)
     return input_grad, weight_grad, bias_grad
 
 

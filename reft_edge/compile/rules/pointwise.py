@@ -54,7 +54,23 @@ def _comparison(*operators: str, op_type: str) -> None:
         return low.graph.pointwise(op_type, operand(low.graph, a, dtype), operand(low.graph, b, dtype), dtype="bool")
 
 
-for _name in ["abs", "ceil", "cos", "erf", "exp", "floor", "log", "neg", "reciprocal", "round", "sigmoid", "sign", "sin", "sqrt", "tanh"]:
+for _name in [
+    "abs",
+    "ceil",
+    "cos",
+    "erf",
+    "exp",
+    "floor",
+    "log",
+    "neg",
+    "reciprocal",
+    "round",
+    "sigmoid",
+    "sign",
+    "sin",
+    "sqrt",
+    "tanh",
+]:
     _unary(f"aten::{_name}", op_type=_name.capitalize())
 _unary("aten::relu", op_type="Relu")
 _binary("aten::mul.Tensor", "aten::mul.Scalar", op_type="Mul")
