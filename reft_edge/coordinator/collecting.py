@@ -94,7 +94,9 @@ class Collector:
         """`now` is Unix time."""
         match event:
             case FromDevice(device=device, message=Status() as status):
-                if self._fleet.hear_status(device, status):
+                came_or_went = self._fleet.hear_status(device, status)
+                self._note_presence(device, now)
+                if came_or_went:
                     self._tell_device(device)
             case FromDevice(device=device, message=ProfileAnnouncement() as announcement):
                 if self._fleet.hear_profile(device, announcement):
@@ -113,6 +115,11 @@ class Collector:
         """Let the clock act on the open round."""
         if self.round is not None:
             self._advance(self.round, rounds.Tick(now=now))
+
+    def note_absent(self, now: float) -> None:
+        """Tell the round, as collecting begins, who is not there."""
+        for device in self._open().assignments:
+            self._note_presence(device, now)
 
     def resume(self, now: float) -> None:
         """Go on with a round that was collecting when the process before this one ended."""
@@ -195,7 +202,8 @@ class Collector:
         if before.update == sha256 and before.standing is rounds.Standing.OFFERED:
             self._network.pull(device, report.update.blob)  # said again; a pull that runs is left alone
             return
-        if before.update == sha256:  # counted or rejected: it was pulled, but the receipt did not arrive
+        known = self._store.update(report.task, sha256)
+        if known is not None and known.state != "offered":  # its fate is decided, but our word did not arrive
             self._network.acknowledge(device, sha256)
             return
         record = self._record(device, report, round_number=current.key.number, now=now)
@@ -259,6 +267,12 @@ class Collector:
         self._tell_update(settled)
 
     # The round.
+
+    def _note_presence(self, device: str, now: float) -> None:
+        current = self.round
+        if current is not None and device in current.assignments:
+            seen = rounds.Present if self._fleet[device].online else rounds.Absent
+            self._advance(current, seen(device=device, now=now))
 
     def _advance(
         self,

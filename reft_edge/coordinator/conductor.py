@@ -121,6 +121,7 @@ class Conductor:
     def _collect(self, current: OpenRound) -> None:
         """Send the tasks, then listen until the state machine says that collecting has ended."""
         self._send_tasks(current)
+        self._collector.note_absent(self._clock())
         deadline = current.state.deadline
         while current.state.phase is Phase.COLLECTING:
             due = current.state.next_deadline

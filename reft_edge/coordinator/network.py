@@ -38,6 +38,10 @@ from reft_edge.wire.transfer import Courier, Delivered, Fetched, Lost, PullLimit
 MAX_DEVICES = 100_000
 """Device ids come from topics; beyond this many somebody invents them."""
 
+MAX_INBOX = 10_000
+"""While the main thread computes, reports wait. Beyond this many they are dropped: progress is of no use any more, and
+devices repeat what matters until they are answered."""
+
 MAX_BROADCAST_QUEUE_BYTES = 2**20
 """Blocks are seeded while less than this waits to be sent, so that control messages do not wait behind them."""
 
@@ -109,6 +113,8 @@ class Network:
         self._blobs = blobs
         self._limiter = PullLimiter(max_parallel_uploads)
         self._couriers: dict[str, Courier] = {}
+        self._pulling: set[str] = set()
+        """Devices whose courier fetches something: only these need the clock."""
         self._online: set[str] = set()
         self._served: dict[str, frozenset[str]] = {}
         self._events: queue.SimpleQueue[mqtt.Event] = queue.SimpleQueue()
@@ -154,7 +160,7 @@ class Network:
 
     def pull(self, device: str, blob: BlobRef) -> None:
         """Fetch a blob from a device when its turn comes; `Arrived` or `NotArrived` follows. Asking twice is fine."""
-        self._order(lambda now: self._tell(device, self._courier(device).fetch(blob, now)))
+        self._order(lambda now: self._fetch(device, blob, now))
 
     def give_up(self, device: str, sha256: str) -> None:
         """Stop pulling a blob, and tell the device that it may forget it."""
@@ -199,7 +205,7 @@ class Network:
 
     def _next_event(self) -> mqtt.Event | None:
         now = time.monotonic()
-        times = [due for courier in self._couriers.values() if (due := courier.next_wakeup(now)) is not None]
+        times = [due for device in self._pulling if (due := self._couriers[device].next_wakeup(now)) is not None]
         if not self._broadcaster.idle:
             times.append(now + _SEED_POLL_S)
         try:
@@ -216,10 +222,9 @@ class Network:
             order(now)
 
     def _tick(self, now: float) -> None:
-        for device, courier in self._couriers.items():
-            due = courier.next_wakeup(now)
-            if due is not None and due <= now + 0.5:
-                self._tell(device, courier.tick(now))
+        for device in list(self._pulling):
+            self._tell(device, self._couriers[device].tick(now))
+        self._pulling = {device for device in self._pulling if self._couriers[device].fetching}
         if self._link.connected and self._link.queued_bytes < MAX_BROADCAST_QUEUE_BYTES:
             self._broadcaster.step(_BROADCAST_STEP)
 
@@ -254,7 +259,9 @@ class Network:
             case "profile":
                 self.inbox.put(FromDevice(device=device, message=decode_profile(event.payload)))
             case "report":
-                self.inbox.put(FromDevice(device=device, message=decode_report(event.payload)))
+                report = decode_report(event.payload)
+                if self.inbox.qsize() < MAX_INBOX:
+                    self.inbox.put(FromDevice(device=device, message=report))
             case _:
                 return
 
@@ -289,6 +296,10 @@ class Network:
                 limiter=self._limiter,
             )
         return self._couriers[device]
+
+    def _fetch(self, device: str, blob: BlobRef, now: float) -> None:
+        self._pulling.add(device)
+        self._tell(device, self._courier(device).fetch(blob, now))
 
     def _forget(self, device: str, sha256: str) -> None:
         courier = self._courier(device)

@@ -9,8 +9,9 @@ itself (`Published`, `Merged`, ...) must be legal, else `LocalProtocolError` is 
 device reports may come in any order, twice, late or from a stranger, and never raises.
 
 Collecting ends when every device has answered (update, refusal or failure), or at the deadline when the quorum is
-there. A device that announced its update in time but waits for its turn to upload gets `grace_s` more. Without the
-quorum the deadline is extended, a limited number of times, or the round fails, as `RoundRules` say.
+there. With the quorum, devices that have been offline for `absent_s` are not waited for. A device that announced its
+update in time but waits for its turn to upload gets `grace_s` more. Without the quorum the deadline is extended, a
+limited number of times, or the round fails, as `RoundRules` say.
 
 What this module does not know: blobs, weights, topics, the database.
 """
@@ -81,6 +82,7 @@ class RoundRules(msgspec.Struct, frozen=True, kw_only=True):
     quorum: float
     """Share of the assigned devices whose updates are needed, above 0 and at most 1."""
     grace_s: float = 30.0
+    absent_s: float = 120.0
     on_missed_quorum: Literal["extend", "fail"] = "extend"
     max_extensions: int = 3
     """How often `deadline_s` is added before the round fails after all."""
@@ -163,13 +165,28 @@ class Lost(msgspec.Struct, frozen=True, kw_only=True):
     now: float
 
 
+class Absent(msgspec.Struct, frozen=True, kw_only=True):
+    """The device has gone offline. It may come back; what it then says is heard."""
+
+    device: str
+    now: float
+
+
+class Present(msgspec.Struct, frozen=True, kw_only=True):
+    """The device is online."""
+
+    device: str
+    now: float
+
+
 class Tick(msgspec.Struct, frozen=True, kw_only=True):
     now: float
 
 
 OwnEvent: TypeAlias = Published | Opened | Resumed | Merged | Distilled | Evaluated
 DeviceEvent: TypeAlias = Accepted | Refused | Failed | Offered | Received | Rejected | Lost
-Event: TypeAlias = OwnEvent | DeviceEvent | Tick
+PresenceEvent: TypeAlias = Absent | Present
+Event: TypeAlias = OwnEvent | DeviceEvent | PresenceEvent | Tick
 
 TRANSITIONS: Mapping[tuple[Phase, type[OwnEvent]], Phase] = MappingProxyType(
     {
@@ -207,6 +224,8 @@ class Participant(msgspec.Struct, frozen=True, kw_only=True):
     update: str | None = None
     """SHA-256 of its offered, counted or rejected update."""
     reason: str = ""
+    absent_since: float | None = None
+    """When it went offline; None while it is there, as far as is known."""
 
 
 class Round(msgspec.Struct, frozen=True, kw_only=True):
@@ -240,7 +259,18 @@ class Round(msgspec.Struct, frozen=True, kw_only=True):
         """When a `Tick` can change something next; None outside collecting."""
         if self.phase is not Phase.COLLECTING or self.deadline is None:
             return None
-        return self.deadline + (self.rules.grace_s if self._uploads_pending else 0.0)
+        end = self.deadline + (self.rules.grace_s if self._uploads_pending else 0.0)
+        everybody_gone = self._everybody_gone_at
+        return end if everybody_gone is None else min(end, everybody_gone)
+
+    @property
+    def _everybody_gone_at(self) -> float | None:
+        """When the last missing device will have been absent for too long; None while one is there, or no quorum."""
+        missing = [part.absent_since for part in self.devices.values() if part.standing not in ANSWERED]
+        if len(self.counted) < self.n_needed or not missing:
+            return None
+        times = [since for since in missing if since is not None]
+        return max(times) + self.rules.absent_s if len(times) == len(missing) else None
 
     @property
     def _uploads_pending(self) -> bool:
@@ -273,6 +303,8 @@ def advance(state: Round, event: Event) -> Step:
         if after is None:
             raise LocalProtocolError(f"{type(event).__name__} is not legal in phase {state.phase.value!r}")
         return Step(msgspec.structs.replace(state, phase=after, deadline=_deadline_after(state, event)))
+    if isinstance(event, Absent | Present):
+        return Step(_settle(_see(state, event), event.now))
     return _hear(state, event)
 
 
@@ -282,6 +314,16 @@ def _deadline_after(state: Round, event: OwnEvent) -> float | None:
     if isinstance(event, Resumed) and state.deadline is not None:
         return max(state.deadline, event.now + state.rules.grace_s)
     return state.deadline
+
+
+def _see(state: Round, event: PresenceEvent) -> Round:
+    """Note who is there; before the tasks are out and after collecting it does not matter."""
+    part = state.devices.get(event.device)
+    if part is None or state.phase is not Phase.COLLECTING:
+        return state
+    since = None if isinstance(event, Present) else part.absent_since if part.absent_since is not None else event.now
+    changed = msgspec.structs.replace(part, absent_since=since)
+    return msgspec.structs.replace(state, devices={**state.devices, event.device: changed})
 
 
 def _hear(state: Round, event: DeviceEvent) -> Step:

@@ -35,8 +35,8 @@ from reft_edge.coordinator.store import Store
 from reft_edge.errors import ConfigError, FederationError, ResourceError
 from reft_edge.wire.blobs import BlobStore
 
-CONNECT_TIMEOUT_S = 30.0
-"""A broker that was started together with us is there by then."""
+CONNECT_TIMEOUT_S = 10.0
+"""A broker that was started together with us is there by then; a wrong address should not take longer to be told."""
 
 BLOBS = "blobs"
 """Folder in the output directory. Beside it lie the store and a folder for each run."""

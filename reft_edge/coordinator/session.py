@@ -1,12 +1,13 @@
 """The rounds of a run, one after another: wait for devices, plan, play; again with a new plan where nobody could.
 
-The first round waits for `min_devices` and gives up without them. Later rounds go on with whoever is there, because a
-fleet that shrinks should still finish, but wait as long for the others.
+The first round waits for `min_devices`. Later ones go on as soon as the quorum's share of them is there, so that a
+device that was lost on the way does not hold up the others.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 
 from reft_edge.coordinator import events
 from reft_edge.coordinator.assigning import Plan, Planner
@@ -17,6 +18,9 @@ from reft_edge.coordinator.records import RoundKey, RoundRecord
 from reft_edge.coordinator.rounds import Phase, start_round
 from reft_edge.errors import FederationError, PlanError
 from reft_edge.wire.messages import Close
+
+LOOK_S = 0.2
+"""While waiting for devices: how often at least to look at the clock."""
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +33,8 @@ class Session:
         self._collector = Collector(parts)
         self._conductor = Conductor(parts, self._collector)
         self._planner = Planner(parts)
+        self._settled = False
+        """Whether this process has given the fleet time to announce itself."""
 
     def play_rounds(self) -> None:
         """All rounds that are not closed yet. Raises `FederationError` when one fails for good."""
@@ -86,7 +92,7 @@ class Session:
     def _plan(self, key: RoundKey) -> OpenRound:
         """Decide who trains what, and store it. Raises `PlanError` when no device can train anything."""
         parts = self._parts
-        self._await_devices(strict=key.number == 1)
+        self._await_devices(later=key.number > 1)
         plan = self._planner.plan(key, parts.fleet.ready())
         self._tell_planned(key, plan)
         if not plan.assignments:
@@ -112,36 +118,37 @@ class Session:
         if key.attempt % parts.settings.max_attempts == 0:  # a restart by a person grants as many again
             raise FederationError(f"round {key.number} failed {parts.settings.max_attempts} times; last: {reason}")
 
-    def _await_devices(self, *, strict: bool) -> None:
+    def _await_devices(self, *, later: bool) -> None:
         """Listen until enough devices are ready. Raises `FederationError` when they do not come.
 
-        `strict`: fewer than `min_devices` are not enough, even after `enrol_wait_s`.
+        `later`: this is not the run's first round.
         """
         parts, settings = self._parts, self._parts.settings
+        n_needed = math.ceil(settings.min_devices * settings.quorum) if later else settings.min_devices
         deadline = parts.clock() + settings.enrol_wait_s
-        settled_at: float | None = None
-        told = -1
+        enough_since: float | None = None
+        told: int | None = None
         while True:
             self._conductor.drain()
             n_ready, now = len(parts.fleet.ready()), parts.clock()
-            if n_ready < settings.min_devices:
-                settled_at = None
-                if n_ready != told:
-                    parts.listener(events.Waiting(devices=n_ready, needed=settings.min_devices))
-                    told = n_ready
-                if now >= deadline and (strict or n_ready == 0):
-                    raise FederationError(
-                        f"{n_ready} of {settings.min_devices} devices announced themselves within "
-                        f"{settings.enrol_wait_s:g} s; start their agents with federation = {settings.federation!r} "
-                        f"and the broker {settings.broker.address}"
-                    )
-                if now >= deadline:
+            if n_ready >= n_needed:
+                enough_since = now if enough_since is None else enough_since
+                everybody = self._settled or (later and n_ready >= settings.min_devices)
+                if everybody or now >= enough_since + settings.settle_s:
+                    self._settled = True
                     return
             else:
-                settled_at = settled_at if settled_at is not None else now + (settings.settle_s if strict else 0.0)
-                if now >= settled_at:
-                    return
-            self._conductor.listen(timeout_s=0.2)
+                enough_since = None
+                if n_ready != told:
+                    parts.listener(events.Waiting(devices=n_ready, needed=n_needed))
+                    told = n_ready
+                if now >= deadline:
+                    raise FederationError(
+                        f"{n_ready} of {n_needed} devices announced themselves within {settings.enrol_wait_s:g} s; "
+                        f"start their agents with federation = {settings.federation!r} and the broker "
+                        f"{settings.broker.address}"
+                    )
+            self._conductor.listen(timeout_s=LOOK_S)
 
     def _tell_planned(self, key: RoundKey, plan: Plan) -> None:
         self._parts.listener(

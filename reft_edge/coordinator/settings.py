@@ -109,6 +109,8 @@ class FederationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """Time that a device has in a round, from the task being sent to the update being announced."""
     grace_s: PositiveSeconds = 60.0
     """More time for announced updates that wait for their turn to upload."""
+    absent_s: PositiveSeconds = 120.0
+    """With the quorum, devices that have been offline this long are not waited for."""
     quorum: Annotated[float, Meta(gt=0, le=1)] = 0.5
     """Share of the asked devices whose updates are needed."""
     on_missed_quorum: Literal["extend", "fail"] = "extend"
@@ -118,9 +120,9 @@ class FederationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     min_devices: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
     """Devices that must be there before the first round."""
     enrol_wait_s: PositiveSeconds = 600.0
-    """How long to wait for them."""
+    """How long to wait for them, and in later rounds for the quorum's share of them, before the run fails."""
     settle_s: Annotated[float, Meta(ge=0, le=86_400)] = 2.0
-    """Once enough devices are there: how long to wait for more before the first round."""
+    """Once enough devices are there: how long to wait for more before the first round that is planned."""
     max_parallel_uploads: Annotated[int, Meta(ge=1, le=1000)] = 4
     """Updates that are pulled at once."""
     broker: BrokerSettings = BrokerSettings()
@@ -136,6 +138,7 @@ class FederationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
             deadline_s=self.deadline_s,
             quorum=self.quorum,
             grace_s=self.grace_s,
+            absent_s=self.absent_s,
             on_missed_quorum=self.on_missed_quorum,
             max_extensions=self.max_extensions,
         )

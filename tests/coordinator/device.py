@@ -22,8 +22,9 @@ from reft_edge.wire.codecs import decode_tensors, encode_tensors
 from reft_edge.wire.endpoint import BrokerSettings
 from reft_edge.wire.transfer import Courier, Delivered, Fetched
 
-Behaviour = Literal["good", "refuses", "out_of_memory", "silent", "garbage", "diverges", "again"]
-"""`again`: announces a second, different update for each task after the first. `out_of_memory`: fails unless pruned."""
+Behaviour = Literal["good", "refuses", "out_of_memory", "late", "garbage", "diverges", "again"]
+"""`late`: reports when its round is over. `again`: announces a second, different update for each task after the first.
+`out_of_memory`: fails unless pruned."""
 
 
 def profile(name: str, flops_per_s: float = 1e13, memory_bytes: float = 2**30) -> DeviceProfile:
@@ -85,6 +86,8 @@ class Device:
         )
         self._wanted: set[str] = set()
         self._last_report: messages.Report | None = None
+        self._late_report: messages.Report | None = None
+        self._said_again = False
         self._thread = threading.Thread(target=self._run, name=name)
 
     def __enter__(self) -> Device:
@@ -122,6 +125,8 @@ class Device:
         elif isinstance(event, mqtt.Received) and event.topic == self._topic("task"):
             if event.payload:
                 self._take(messages.decode_task(event.payload))
+            elif self._late_report is not None:
+                self._report(self._late_report)
         elif isinstance(event, mqtt.Received) and event.payload:
             self._act(self._courier.handle(event.payload, now))
 
@@ -146,9 +151,10 @@ class Device:
             return
         self.tasks.append(task)
         self._last_report = None
+        self._said_again = False
         if self._behaviour == "refuses":
             self._report(messages.Refused(task=task.task, reason="on battery"))
-        elif self._behaviour != "silent":
+        else:
             self._report(messages.Accepted(task=task.task))
             self._want(task.bundle)
 
@@ -162,7 +168,8 @@ class Device:
             if isinstance(event, Fetched) and event.sha256 in self._wanted:
                 self._wanted.discard(event.sha256)
                 self._fetched(event.sha256)
-            elif isinstance(event, Delivered) and self._behaviour == "again":
+            elif isinstance(event, Delivered) and self._behaviour == "again" and not self._said_again:
+                self._said_again = True
                 self._done(self.tasks[-1], self._update * np.float32(0.5))
 
     def _fetched(self, sha256: str) -> None:
@@ -197,22 +204,24 @@ class Device:
         data = encode_tensors(update.values, task.plan.update_codec)
         if self._behaviour == "garbage":
             data = data[:-7] + b"garbage"
-        self._report(
-            messages.Done(
-                task=task.task,
-                round=task.round,
-                update=messages.UpdateManifest(
-                    blob=self._blobs.put(data),
-                    codec=task.plan.update_codec,
-                    training_samples=len(self._dataset),
-                    loss_first=self._losses[0],
-                    loss_last=self._losses[-1],
-                ),
-                measured=messages.Measured(
-                    download_s=0.1, start_s=0.1, training_s=0.1, steps=len(self._losses), peak_memory_bytes=10**8
-                ),
-            )
+        done = messages.Done(
+            task=task.task,
+            round=task.round,
+            update=messages.UpdateManifest(
+                blob=self._blobs.put(data),
+                codec=task.plan.update_codec,
+                training_samples=len(self._dataset),
+                loss_first=self._losses[0],
+                loss_last=self._losses[-1],
+            ),
+            measured=messages.Measured(
+                download_s=0.1, start_s=0.1, training_s=0.1, steps=len(self._losses), peak_memory_bytes=10**8
+            ),
         )
+        if self._behaviour == "late":
+            self._late_report = done
+        else:
+            self._report(done)
 
     def _report(self, report: messages.Report) -> None:
         self._last_report = report

@@ -10,7 +10,7 @@ from reft_edge.coordinator import rounds
 from reft_edge.coordinator.rounds import Phase, RoundRules, Standing, Verdict, advance, start_round
 from reft_edge.errors import LocalProtocolError
 
-RULES = RoundRules(deadline_s=100, quorum=0.5, grace_s=10, on_missed_quorum="extend", max_extensions=2)
+RULES = RoundRules(deadline_s=100, quorum=0.5, grace_s=10, absent_s=50, on_missed_quorum="extend", max_extensions=2)
 A, B, C = "aa", "bb", "cc"
 
 
@@ -49,7 +49,34 @@ def tick(now):
 
 FAIL = RoundRules(deadline_s=100, quorum=1.0, grace_s=10, on_missed_quorum="fail")
 
+
+def absent(device, now=5):
+    return rounds.Absent(device=device, now=now)
+
+
 CASES = {
+    "with quorum, who is gone for long is not waited for": (
+        RULES,
+        [received("d1"), absent("d2"), tick(55)],
+        Phase.MERGING,
+    ),
+    "who is gone for a moment is waited for": (RULES, [received("d1"), absent("d2"), tick(54)], Phase.COLLECTING),
+    "who comes back is waited for": (
+        RULES,
+        [received("d1"), absent("d2"), rounds.Present(device="d2", now=30), tick(99)],
+        Phase.COLLECTING,
+    ),
+    "what it says shows that it is back": (
+        RULES,
+        [received("d1"), absent("d2"), accepted("d2", 30), tick(99)],
+        Phase.COLLECTING,
+    ),
+    "gone is counted from the first moment": (
+        RULES,
+        [received("d1"), absent("d2"), absent("d2", now=50), tick(55)],
+        Phase.MERGING,
+    ),
+    "without quorum, who is gone is waited for": (RULES, [absent("d1"), absent("d2"), tick(99)], Phase.COLLECTING),
     "all updates end collecting": (RULES, [received("d1"), received("d2")], Phase.MERGING),
     "a refusal is an answer": (RULES, [received("d1"), refused("d2")], Phase.MERGING),
     "a failure is an answer": (RULES, [received("d1"), rounds.Failed(device="d2", now=3)], Phase.MERGING),
@@ -157,6 +184,8 @@ event_st = st.one_of(
     st.builds(rounds.Offered, device=devices_st, now=now_st, sha256=sha_st),
     st.builds(rounds.Received, device=devices_st, now=now_st, sha256=sha_st),
     st.builds(rounds.Rejected, device=devices_st, now=now_st, sha256=sha_st, reason=st.just("x")),
+    st.builds(rounds.Absent, device=devices_st, now=now_st),
+    st.builds(rounds.Present, device=devices_st, now=now_st),
     st.builds(rounds.Tick, now=now_st),
 )
 

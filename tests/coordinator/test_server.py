@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ federation = "{federation}"
 rounds = {rounds}
 deadline_s = {deadline_s}
 grace_s = 5
-quorum = 0.3
+quorum = {quorum}
 min_devices = {n_devices}
 enrol_wait_s = {enrol_wait_s}
 settle_s = 0
@@ -68,7 +69,7 @@ def address(broker):
 def write(tmp_path, broker, federation):
     """Write federation.toml and its data; returns the coordinator's preparation."""
 
-    def write(n_devices, *, rounds=2, deadline_s=30, enrol_wait_s=30, extra=""):
+    def write(n_devices, *, rounds=2, deadline_s=30, enrol_wait_s=30, quorum=0.3, extra=""):
         for name, seed in (("public", 1), ("test", 2)):
             inputs, targets = blobs_of_points(120, seed)
             np.savez(tmp_path / f"{name}.npz", inputs=inputs, targets=targets)
@@ -79,6 +80,7 @@ def write(tmp_path, broker, federation):
                 rounds=rounds,
                 deadline_s=deadline_s,
                 enrol_wait_s=enrol_wait_s,
+                quorum=quorum,
                 n_devices=n_devices,
                 extra=extra,
                 host=broker.host,
@@ -146,24 +148,55 @@ def test_a_federation_runs_from_profile_to_exported_models(write, fleet):
     assert other.run != summary.run
 
 
+class ForwardClock:
+    """The time of day, and a way to move it on: a deadline passes when everything that should come has come."""
+
+    def __init__(self):
+        self._offset = 0.0
+
+    def __call__(self):
+        return time.time() + self._offset
+
+    def move_on(self, seconds):
+        self._offset += seconds
+
+
 def test_every_kind_of_bad_device_costs_its_own_update_only(write, fleet):
-    behaviours = ("good", "refuses", "garbage", "diverges", "again", "silent")
-    preparation = write(len(behaviours), rounds=1, deadline_s=3, extra="max_parallel_uploads = 1")
+    behaviours = ("good", "refuses", "garbage", "diverges", "again", "late")
+    preparation = write(len(behaviours), rounds=2, deadline_s=500, extra="max_parallel_uploads = 1")
     fleet(*behaviours, names=behaviours)
-    summary, seen = run(preparation)
-    (closed,) = of_kind(seen, events.RoundClosed)
-    assert (closed.counted, closed.asked) == (2, 6)
-    fates = {(event.device.split("-")[1], event.state) for event in of_kind(seen, events.UpdateSeen)}
-    assert fates == {
+    clock, fates = ForwardClock(), []
+
+    def listener(event):
+        seen.append(event)
+        if isinstance(event, events.UpdateSeen | events.DeviceProgress) and event.state not in (
+            "accepted",
+            "uploading",
+        ):
+            fates.append((event.round, event.device.split("-")[1], event.state))
+            if sum(fate[0] == event.round and fate[2] != "late" for fate in fates) == 6:
+                clock.move_on(510)
+
+    seen: list[events.Event] = []
+    summary = Coordinator(preparation, listener=listener, clock=clock).run()
+    expected = {
         ("good", "received"),
         ("again", "received"),
         ("again", "duplicate"),
         ("garbage", "rejected"),
         ("diverges", "rejected"),
+        ("refuses", "refused"),
     }
+    assert {fate for fate in fates if fate[2] != "late"} == {(number, *fate) for number in (1, 2) for fate in expected}
+    assert (1, "late", "late") in fates  # the second round's comes when the run has ended, or just before
+    assert [(closed.counted, closed.asked) for closed in of_kind(seen, events.RoundClosed)] == [(2, 6), (2, 6)]
     reasons = {event.device.split("-")[1]: event.reason for event in of_kind(seen, events.UpdateSeen)}
     assert "norm" in reasons["diverges"]
-    assert summary.updates == {"merged": 2, "rejected": 2, "duplicate": 1}
+    assert {state: summary.updates[state] for state in ("merged", "rejected", "duplicate")} == {
+        "merged": 4,
+        "rejected": 4,
+        "duplicate": 2,
+    }
 
 
 def test_a_device_that_ran_out_of_memory_gets_a_smaller_variant(write, fleet):
@@ -219,7 +252,7 @@ class InterruptedTestError(Exception):
 
 
 def test_a_run_goes_on_after_an_interruption_at_any_moment(write, fleet):
-    preparation = write(2)
+    preparation = write(2, quorum=1.0)
     waiting = list(INTERRUPTIONS)
     runs = set()
 
