@@ -32,7 +32,8 @@ from reft_edge.agent.protocol import (
     Train,
     TrainingProgress,
 )
-from reft_edge.agent.session import (
+from reft_edge.agent.session import Session
+from reft_edge.agent.session_words import (
     Action,
     BlobDelivered,
     BlobFetched,
@@ -47,7 +48,6 @@ from reft_edge.agent.session import (
     ReminderDue,
     RunClosed,
     Say,
-    Session,
     SessionEvent,
     StartTraining,
     StopTraining,

@@ -61,6 +61,7 @@ class Knowledge:
             case MeasureDevice(), DeviceMeasured(profile=profile):
                 self._spool.save_profile(self._profile_key(), profile)
                 self._set_profile(profile)
+                logger.info("measured: %.3g GFLOP/s in training", profile.planning_flops_per_s / 1e9)
             case DescribeData(), DataDescribed(description=description):
                 if self._data_key is not None:
                     self._spool.save_description(self._data_key, description)

@@ -10,7 +10,7 @@ from typing import TypeAlias, TypeVar
 
 import msgspec
 
-from reft_edge.agent.session import FailureKind, Residual
+from reft_edge.agent.session_words import FailureKind, Residual
 from reft_edge.agent.settings import Limits
 from reft_edge.data.description import DataDescription
 from reft_edge.data.settings import DataSettings

@@ -23,7 +23,7 @@ from typing import TypeVar
 
 import msgspec
 
-from reft_edge.agent.session import SessionState
+from reft_edge.agent.session_words import SessionState
 from reft_edge.bundle.manifest import MAX_MANIFEST_BYTES
 from reft_edge.data.description import DataDescription
 from reft_edge.errors import ConfigError, ResourceError

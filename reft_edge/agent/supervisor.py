@@ -20,7 +20,7 @@ from typing import Any
 
 import reft_edge
 from reft_edge.agent.protocol import Answer, Command, Configure, decode_answer, encode_line
-from reft_edge.agent.session import FailureKind
+from reft_edge.agent.session_words import FailureKind
 from reft_edge.errors import LocalProtocolError, ResourceError
 
 STOP_S = 3.0

@@ -17,7 +17,7 @@ import numpy as np
 from reft_edge.agent.confinement import forget_peak_memory, peak_memory_bytes
 from reft_edge.agent.pacing import Pacer
 from reft_edge.agent.protocol import Configure, Finished, Train
-from reft_edge.agent.session import FailureKind, Residual
+from reft_edge.agent.session_words import FailureKind, Residual
 from reft_edge.agent.spool import write_atomically
 from reft_edge.agent.trainer import Trainer
 from reft_edge.agent.training import DivergedError, TrainedRound, derive_seed, split_seed, train_round

@@ -101,7 +101,7 @@ class Trainer:
         """Replace all weights and buffers; optimizer state stays. Raises `BundleError` when they do not fit."""
         check_tensors(tensors, self.manifest.tensors)
         for name, array in tensors.items():
-            # A copy: on the CPU an OrtValue is a view of the array, and the second step writes into what the first read.
+            # A copy: an OrtValue on the CPU is a view, and the second step writes into what the first one read.
             value = ort.OrtValue.ortvalue_from_numpy(np.array(array, order="C"))
             if name in self._updated:
                 self._state[name] = value

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reft_edge.agent import session as s
+from reft_edge.agent import session_words as s
+from reft_edge.agent.session import MAX_ATTEMPTS, Session
 from reft_edge.bundle.manifest import BlobRef
 from reft_edge.errors import LocalProtocolError
 from reft_edge.wire.messages import (
@@ -58,8 +59,8 @@ def finished(name: str = "t1") -> s.TrainingFinished:
     )
 
 
-def fed(*events: s.SessionEvent) -> s.Session:
-    session = s.Session()
+def fed(*events: s.SessionEvent) -> Session:
+    session = Session()
     for now, event in enumerate(events):
         session.handle(event, float(now))
     return session
@@ -90,7 +91,7 @@ def reports(actions: s.Actions) -> list[object]:
 
 
 def test_a_task_goes_from_manifest_to_receipt() -> None:
-    session = s.Session()
+    session = Session()
     actions = [action for now, event in enumerate(DELIVERED) for action in session.handle(event, float(now))]
     assert [a.ref for a in actions if isinstance(a, s.Fetch)] == [ref(1), *PARTS]
     assert [a.task for a in actions if isinstance(a, s.StartTraining)] == [task()]
@@ -147,7 +148,7 @@ def test_a_closed_run_leaves_nothing(name: str) -> None:
 @pytest.mark.parametrize("update_is_here", [True, False])
 def test_a_restart_goes_on_from_the_written_state(name: str, update_is_here: bool) -> None:
     written = msgspec.json.encode(fed(*HISTORIES[name]).state)
-    session = s.Session(msgspec.json.decode(written, type=s.SessionState))
+    session = Session(msgspec.json.decode(written, type=s.SessionState))
     actions = session.resume(update_is_here=update_is_here, now=50.0)
     again = name in ("reading", "fetching", "training") or (name == "uploading" and not update_is_here)
     assert [a.ref for a in actions if isinstance(a, s.Fetch)] == ([ref(1)] if again else [])
@@ -158,15 +159,15 @@ def test_a_restart_goes_on_from_the_written_state(name: str, update_is_here: boo
 
 def test_a_task_that_takes_the_agent_down_each_time_is_given_up() -> None:
     state = s.SessionState()
-    for _ in range(s.MAX_ATTEMPTS):
-        session = s.Session(state)
+    for _ in range(MAX_ATTEMPTS):
+        session = Session(state)
         session.handle(ARRIVED, 0.0) if state.task is None else session.resume(update_is_here=False, now=0.0)
         for event in TRAINING[1:]:
             session.handle(event, 0.0)
         state = session.state
-    actions = s.Session(state).resume(update_is_here=False, now=0.0)
+    actions = Session(state).resume(update_is_here=False, now=0.0)
     assert [r.kind for r in reports(actions) if isinstance(r, Failed)] == ["crashed"]
-    stopped = s.Session(state)
+    stopped = Session(state)
     stopped.note_clean_stop()
     assert not reports(stopped.resume(update_is_here=False, now=0.0))[1:]
 
@@ -199,7 +200,7 @@ class Device:
     """Carries out a session's actions at once, and can be killed between any two events."""
 
     def __init__(self) -> None:
-        self.session = s.Session()
+        self.session = Session()
         self.queue: deque[s.SessionEvent] = deque()
         self.done: list[Done] = []
         self.failed = False
@@ -230,7 +231,7 @@ class Device:
         self.trainings_cut += self.session.state.phase is s.Phase.TRAINING
         written = msgspec.json.encode(self.session.state)
         self.queue.clear()
-        self.session = s.Session(msgspec.json.decode(written, type=s.SessionState))
+        self.session = Session(msgspec.json.decode(written, type=s.SessionState))
         self.apply(self.session.resume(update_is_here=True, now=0.0))
 
 
@@ -249,7 +250,7 @@ def test_whatever_is_killed_or_repeated_a_task_ends_in_one_update(steps: list[st
         moves[step]()
     while device.queue:
         device.work()
-    if device.trainings_cut >= s.MAX_ATTEMPTS:
+    if device.trainings_cut >= MAX_ATTEMPTS:
         assert device.failed or device.done
     else:
         assert device.session.state.phase is s.Phase.UPLOADING

@@ -26,7 +26,7 @@ from reft_edge.agent.protocol import (
     Train,
     TrainingProgress,
 )
-from reft_edge.agent.session import Residual
+from reft_edge.agent.session_words import Residual
 from reft_edge.agent.settings import Limits
 from reft_edge.agent.spool import Spool
 from reft_edge.agent.supervisor import Supervisor, WorkerEnded, WorkerSaid, explain_end

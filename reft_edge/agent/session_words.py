@@ -1,0 +1,195 @@
+"""The words of the session: its state, the events it takes, and the actions it answers with. Value objects only."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from reft_edge.bundle.manifest import BlobRef
+from reft_edge.wire.messages import Done, Failed, Measured, Name, Refused, Report, Task, UpdateManifest
+
+FailureKind: TypeAlias = Literal["out_of_memory", "crashed", "data", "bundle", "timeout", "diverged", "storage"]
+
+
+class Phase(enum.Enum):
+    IDLE = "idle"
+    READING = "reading"
+    """Fetching and reading the bundle's manifest."""
+    FETCHING = "fetching"
+    """Fetching graphs and weights."""
+    TRAINING = "training"
+    UPLOADING = "uploading"
+    """The update lies in the spool and waits to be pulled."""
+
+
+class Residual(msgspec.Struct, frozen=True, kw_only=True):
+    """What quantization left of the last update (error feedback), kept by the worker in the spool."""
+
+    name: str
+    """File name in the spool's folder of residuals."""
+    key: str
+    """The run and the variant it belongs to; it means nothing to any other."""
+
+
+class SessionState(msgspec.Struct, frozen=True, kw_only=True):
+    """All that survives a restart."""
+
+    phase: Phase = Phase.IDLE
+    task: Task | None = None
+    parts: tuple[BlobRef, ...] = ()
+    """Blobs of the task besides its manifest; until that is read, those of the task before, whose graphs may return."""
+    missing: tuple[str, ...] = ()
+    """Hashes of `parts` that are not here yet."""
+    began_at: float = 0.0
+    """Monotonic clock when the task came; of this process only."""
+    download_s: float = 0.0
+    attempts: int = 0
+    """How often training of this task was begun."""
+    outcome: Refused | Failed | Done | None = None
+    """How the task ended, to be said again when the task is delivered again."""
+    residual: Residual | None = None
+
+
+# Events
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskArrived:
+    task: Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunClosed:
+    """The coordinator's run has ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkUp:
+    """Connected to the broker, perhaps after it lost what we said before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReminderDue:
+    """Time to say again that the update is ready."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlobFetched:
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlobLost:
+    sha256: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestAccepted:
+    """The manifest fits this device; `parts` are the blobs that training needs."""
+
+    parts: tuple[BlobRef, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestRefused:
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingProgressed:
+    task: Name
+    steps_done: int
+    steps_total: int
+    loss: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingFinished:
+    """`measured.download_s` is filled in here: the worker does not know it."""
+
+    task: Name
+    update: UpdateManifest
+    measured: Measured
+    residual: Residual | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingFailed:
+    task: Name
+    kind: FailureKind
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlobDelivered:
+    """The coordinator's receipt for a blob of ours."""
+
+    sha256: str
+
+
+SessionEvent: TypeAlias = (
+    TaskArrived
+    | RunClosed
+    | LinkUp
+    | ReminderDue
+    | BlobFetched
+    | BlobLost
+    | ManifestAccepted
+    | ManifestRefused
+    | TrainingProgressed
+    | TrainingFinished
+    | TrainingFailed
+    | BlobDelivered
+)
+
+
+# Actions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetch:
+    """Bring a blob into the spool; `BlobFetched` at once if it is there."""
+
+    ref: BlobRef
+    broadcast: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadManifest:
+    """Read and check the manifest's blob; answer with `ManifestAccepted` or `ManifestRefused`."""
+
+    task: Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartTraining:
+    task: Task
+    residual: Residual | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopTraining:
+    """The worker's present work is of no use any more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseWorker:
+    """There will be no work for a while."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Say:
+    report: Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Forget transfers, blobs and residuals that `Session.needed_blobs` and the state do not name."""
+
+
+Action: TypeAlias = Fetch | ReadManifest | StartTraining | StopTraining | ReleaseWorker | Say | Sweep
+Actions: TypeAlias = tuple[Action, ...]
