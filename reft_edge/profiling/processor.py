@@ -14,23 +14,25 @@ from pathlib import Path
 from reft_edge.profiling.tree import ROOT, read_text
 
 _CPUFP = "cpufp, https://github.com/pigirons/cpufp/tree/master/benchmark_result"
-_GUIDES = "Arm Software Optimization Guide of the core"
+_LLVM = "https://github.com/llvm/llvm-project/blob/main/llvm/lib/Target/AArch64"
+_LIKE_A72 = "assumed: as the Cortex-A72"
+_LIKE_A76 = "assumed: as the Cortex-A76, whose line it belongs to"
 
 _ARM_CORES: Mapping[int, tuple[str, int, str]] = {
     # Part number of implementer 0x41 (Arm) -> name, float32 operations per cycle, source.
     0xD03: ("Cortex-A53", 8, f"{_CPUFP}: RK3399"),
     0xD05: ("Cortex-A55", 8, f"{_CPUFP}: RK3588"),
-    0xD07: ("Cortex-A57", 8, _GUIDES),
+    0xD07: ("Cortex-A57", 8, f"LLVM's model of the core, {_LLVM}/AArch64SchedA57.td"),
     0xD08: ("Cortex-A72", 8, f"{_CPUFP}: BCM2711, RK3399"),
-    0xD09: ("Cortex-A73", 8, _GUIDES),
+    0xD09: ("Cortex-A73", 8, _LIKE_A72),
     0xD0B: ("Cortex-A76", 16, f"{_CPUFP}: BCM2712, RK3588"),
-    0xD0C: ("Neoverse-N1", 16, _GUIDES),
-    0xD0D: ("Cortex-A77", 16, _GUIDES),
-    0xD0E: ("Cortex-A76AE", 16, _GUIDES),
-    0xD41: ("Cortex-A78", 16, _GUIDES),
-    0xD42: ("Cortex-A78AE", 16, _GUIDES),
-    0xD47: ("Cortex-A710", 16, _GUIDES),
-    0xD4B: ("Cortex-A78C", 16, _GUIDES),
+    0xD0C: ("Neoverse-N1", 16, _LIKE_A76),
+    0xD0D: ("Cortex-A77", 16, _LIKE_A76),
+    0xD0E: ("Cortex-A76AE", 16, _LIKE_A76),
+    0xD41: ("Cortex-A78", 16, _LIKE_A76),
+    0xD42: ("Cortex-A78AE", 16, _LIKE_A76),
+    0xD47: ("Cortex-A710", 16, _LIKE_A76),
+    0xD4B: ("Cortex-A78C", 16, _LIKE_A76),
     0xD80: ("Cortex-A520", 8, f"{_CPUFP}: CIX P1"),
     0xD81: ("Cortex-A720", 16, f"{_CPUFP}: CIX P1"),
 }
@@ -96,7 +98,7 @@ def _x86(fields: Mapping[str, str]) -> tuple[str, int, str]:
         return name, 64, f"two 512-bit multiply-adds a cycle; {_CPUFP}: Xeon Gold 6455B, Ryzen 7 9700X"
     if "fma" in flags and "avx2" in flags:
         if (intel and model in _INTEL_GRACEMONT) or (not intel and family == 23 and model < 0x30):
-            return name, 16, f"AVX2 on two 128-bit units; {_CPUFP}: N100"
+            return name, 16, f"AVX2 on two 128-bit units; {_CPUFP}: N150"
         return name, 32, "two 256-bit multiply-adds a cycle (AVX2 with FMA)"
     if "avx" in flags:
         return name, 16, "assumed: a 256-bit multiplication and a 256-bit addition a cycle (AVX)"
