@@ -102,7 +102,7 @@ class RunningBroker:
         """Start, also again after `stop` or `kill`, on the same port. Raises `BrokerError` unless it then accepts."""
         if self.running:
             return
-        _check_free(self.host, self.port)
+        _listen_once(self.host, self.port)  # else the reason would be in the broker's log only
         command = self._mosquitto_command() if self.kind == "mosquitto" else self._embedded_command()
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
@@ -193,10 +193,13 @@ def start_broker(
     `BrokerError` when no broker is installed, the port is taken, or it does not accept within `START_TIMEOUT_S`.
     """
     chosen = choose_kind(kind)
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise BrokerError(f"cannot keep the broker's state in {directory}: {exc.strerror or exc}") from exc
     attempts = _PORT_ATTEMPTS if port == 0 else 1
     for attempt in range(attempts):
-        broker = RunningBroker(chosen, directory=directory.resolve(), host=bind, port=port or _free_port(bind))
+        broker = RunningBroker(chosen, directory=directory.resolve(), host=bind, port=port or _listen_once(bind, 0))
         try:
             broker.start()
         except BrokerError:
@@ -207,14 +210,11 @@ def start_broker(
     raise BrokerError("no free port was found")  # unreachable: the last attempt raises
 
 
-def _free_port(bind: str) -> int:
-    with socket.create_server((bind, 0)) as server:
-        return int(server.getsockname()[1])
-
-
-def _check_free(host: str, port: int) -> None:
+def _listen_once(host: str, port: int) -> int:
+    """The port that listening on `host` and `port` gets (port 0: a free one). Raises `BrokerError`."""
     try:
-        with socket.create_server((host, port)):
-            return
-    except OSError as exc:
-        raise BrokerError(f"cannot listen on {host}:{port}: {exc.strerror or exc}; choose another --port") from exc
+        with socket.create_server((host, port)) as server:
+            return int(server.getsockname()[1])
+    except (OSError, OverflowError) as exc:
+        reason = (exc.strerror if isinstance(exc, OSError) else None) or exc
+        raise BrokerError(f"cannot listen on {host}:{port}: {reason}; choose another port or address") from exc

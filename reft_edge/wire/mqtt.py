@@ -18,11 +18,10 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
 
 from reft_edge.errors import BrokerError, LocalProtocolError
 from reft_edge.wire.endpoint import BrokerSettings, parse_broker
+from reft_edge.wire.link_events import Connected, Disconnected, Event, Received, Rejected
 from reft_edge.wire.outbox import Outbox, Outgoing
 from reft_edge.wire.paho_connection import (
     MAX_PACKET_BYTES,
@@ -67,39 +66,9 @@ _TRIAL_TIMEOUT_S = 2.0
 """amqtt misreads the properties of MQTT 5's first packet and never answers; all it costs is MQTT 3.1.1 instead of 5."""
 
 _UNREAD_POLL_S = 0.05
+_STOP_PATIENCE_S = 3.0
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Connected:
-    """The link is up and subscriptions are on their way. Announce yourself again: the will may have been sent."""
-
-    session_present: bool
-    """Whether the broker remembers us; False after it lost its memory, retained messages included."""
-    mqtt_version: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Disconnected:
-    reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Received:
-    topic: str
-    payload: bytes
-    retained: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rejected:
-    """The broker refused a message or a subscription, or something of no use arrived. For the log."""
-
-    reason: str
-
-
-Event: TypeAlias = Connected | Disconnected | Received | Rejected
 
 
 class MqttLink:
@@ -183,7 +152,8 @@ class MqttLink:
         self._stopping = True
         self._wake()
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+            # A connect to an address that swallows packets blocks for its whole timeout; that thread ends by itself.
+            self._thread.join(flush_s + _STOP_PATIENCE_S)
         for sock in self._wake_sockets or ():
             sock.close()
 
@@ -272,7 +242,7 @@ class MqttLink:
         return connection
 
     def _should_change_version(self, exc: BrokerConnectionError) -> bool:
-        if self._settings.mqtt_version != "auto" or not (exc.version_refused or exc.hung_up):
+        if self._stopping or self._settings.mqtt_version != "auto" or not (exc.version_refused or exc.hung_up):
             return False
         self._hang_ups += 1
         return exc.version_refused or not self._version_worked or self._hang_ups % _HANG_UPS_BEFORE_OTHER_VERSION == 0

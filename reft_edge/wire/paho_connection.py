@@ -207,19 +207,19 @@ class PahoConnection:
 
         Closing a socket with unread input resets the connection, and the broker may see a crash and send the will.
         """
-        sock.settimeout(_GOODBYE_TIMEOUT_S)
-        twin = None if isinstance(sock, ssl.SSLSocket) else sock.dup()  # paho closes its own at once
-        self._client.disconnect()
-        self._client.loop_write()
-        if twin is None:
-            return
-        with twin:
-            try:
-                twin.settimeout(_GOODBYE_TIMEOUT_S)
+        try:
+            sock.settimeout(_GOODBYE_TIMEOUT_S)
+            if isinstance(sock, ssl.SSLSocket):  # cannot be duplicated
+                self._client.disconnect()
+                self._client.loop_write()
+                return
+            with sock.dup() as twin:  # paho closes its own at once
+                self._client.disconnect()
+                self._client.loop_write()
                 while twin.recv(4096):
                     pass
-            except OSError:
-                return
+        except OSError:
+            return  # gone already
 
     def _opened(self, _client: object, _data: object, sock: Any) -> None:
         """Small packets leave at once (0.4 ms instead of 44 for a round trip), and few bytes pile up in the kernel."""

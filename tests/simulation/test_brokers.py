@@ -77,6 +77,14 @@ def test_a_broker_that_cannot_start_says_why(tmp_path: Path) -> None:
         start_broker("mosquitto", directory=tmp_path)
 
 
+@pytest.mark.parametrize(
+    "options", [{"port": 70_000}, {"bind": "no-such-host.invalid"}, {"bind": "8.8.8.8"}, {"directory": Path("/proc/x")}]
+)
+def test_where_it_cannot_listen_or_write_is_one_clear_line(options: dict[str, object], tmp_path: Path) -> None:
+    with pytest.raises(BrokerError, match="cannot"):
+        start_broker("embedded", **{"directory": tmp_path, **options})  # type: ignore[arg-type]
+
+
 def test_the_command_serves_until_it_is_asked_to_stop(own_broker: RunningBroker) -> None:
     own_broker.stop()
     command = [sys.executable, "-m", "reft_edge", "broker", "--kind", own_broker.kind, "--port", str(own_broker.port)]
