@@ -9,7 +9,7 @@ device talks to itself under a topic that nobody else has:
 - down: subscribing to the retained blocks makes the broker send them all.
 
 The blocks are removed again. A broker whose access rules lack the line for probes that broker_config/reft-edge.acl has
-silently drops such messages, and then the error says so.
+refuses such messages or drops them without a word; the error says so.
 """
 
 from __future__ import annotations
