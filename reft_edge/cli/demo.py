@@ -103,9 +103,9 @@ def _play(options: DemoOptions, directory: Path, broker: str, shown: Watcher, be
     from reft_edge.simulation.fleet import run_fleet
     from reft_edge.simulation.run_directory import prepare
 
-    digits = load_digits_split(len(options.boards), alpha=options.alpha, seed=options.seed)
     events = []
     with _broker(broker, directory) as settings, Children() as children:
+        digits = load_digits_split(len(options.boards), alpha=options.alpha, seed=options.seed)
         agents = prepare(directory, options, digits, settings)
         timeout_s = START_TIMEOUT_S + options.rounds * TIMEOUT_S_A_ROUND
         for event in run_fleet(directory, agents, children=children, timeout_s=timeout_s):

@@ -149,6 +149,8 @@ class FleetView:
         return None
 
     def _updated(self, event: UpdateSeen) -> str | None:
+        if event.state == "duplicate":  # a device repeats itself until it is sure; that is how it should be
+            return None
         row = self._row(event.device)
         row.state = "done" if event.state == "received" else event.state
         row.steps_done = row.steps_total
