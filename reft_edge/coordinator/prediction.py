@@ -37,17 +37,17 @@ START_FLOPS = 3e10
 """What starting a worker and opening its sessions costs, as training operations: about 1 s on a laptop, 15 s on a
 Raspberry Pi Zero 2 W. The first round measures it."""
 
-SESSION_BYTES = 24 * 2**20
-"""What opening sessions adds to a worker without a model. Measured with onnxruntime 1.31 on x86-64: 13 MiB for an MLP,
-16 to 20 MiB for small convolutional nets."""
+SESSION_BYTES = 28 * 2**20
+"""What a worker's other code and its open sessions add to the runtime. Measured with onnxruntime 1.31 on x86-64: 20 MiB
+for an MLP, 22 to 26 MiB for small convolutional nets."""
 
-ACTIVATION_FACTOR = 1.75
+ACTIVATION_FACTOR = 1.5
 """Activations take more than their own bytes: convolutions need a workspace and the arena is not packed tightly.
-Measured with batches of 32 and 128: 1.0 (transformer), 1.1 (MobileNetV2), 1.4 (ResNet), 1.5 to 1.65 (VGG)."""
+Measured with batches of 32 and 128: 1.0 (transformer), 1.2 (MobileNetV2), 1.2 to 1.5 (VGG, ResNet)."""
 
-WEIGHT_COPIES = 5
-"""Copies of the weights that a worker holds besides the training step's own: received, trained, their difference, the
-update as it is encoded, and what the codec left out."""
+WEIGHT_COPIES = 11
+"""Copies of the weights that a worker holds at its peak besides the training step's own. That is when the update is
+encoded: received, trained, their difference, what is encoded and decoded of it, and two residuals. 9 were measured."""
 
 RECENT = 5
 """Rounds that a correction looks back: a median over them forgets one bad round, and follows a warmer summer."""
@@ -175,7 +175,7 @@ def predict(device: Device, option: Option, workload: Workload) -> Prediction:
 def model_memory_bytes(option: Option, batch_size: int) -> float:
     """Upper bound of what a model adds to a worker in training, the data apart.
 
-    Peaks of ten models from an MLP to VGG16, batches of 8 to 128, were between 54% and 96% of it.
+    Peaks of ten models from an MLP to VGG16, batches of 8 to 128, were between 76% and 97% of it.
     """
     cost = option.cost
     activations = ACTIVATION_FACTOR * batch_size * cost.memory_per_sample_bytes

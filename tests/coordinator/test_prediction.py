@@ -41,6 +41,7 @@ def run_worker(tmp_path: Path, model: str, workload: Workload, n_samples: int) -
     inputs = rng.normal(size=(n_samples, *shape)).astype(np.float32)
     np.savez(tmp_path / "data.npz", inputs=inputs, targets=rng.integers(0, n_outputs, n_samples))
     blobs = BlobStore(tmp_path / "spool" / "blobs")
+    (tmp_path / "spool" / "residuals").mkdir()
     for graph in (bundle.training_graph, bundle.inference_graph):
         blobs.put(graph)
     task = Task(
@@ -78,7 +79,7 @@ def run_worker(tmp_path: Path, model: str, workload: Workload, n_samples: int) -
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
-@pytest.mark.parametrize(("model", "batch_size"), [("mlp", 16), ("vgg_small", 64), ("resnet_small", 16)])
+@pytest.mark.parametrize(("model", "batch_size"), [("mlp", 16), ("resnet_small", 16)])
 def test_a_worker_takes_no_more_memory_than_predicted_and_not_much_less(
     tmp_path: Path, model: str, batch_size: int
 ) -> None:
