@@ -104,6 +104,9 @@ class Pruner:
         if scope not in ("uniform", "global"):
             raise ConfigError(f"unknown scope {scope!r}; known are uniform, global")
         function = find_importance(importance)
+        for name, value in module.state_dict().items():
+            if not isinstance(value, torch.Tensor):
+                raise ModelError(f"the model's state {name!r} is {type(value).__name__}; only tensors can be pruned")
         self._module = module
         self._scope = scope
         self._example = _example(module, input_shape, input_dtype, n_samples=1)
@@ -211,7 +214,9 @@ class Pruner:
             else:
                 logger.debug("the channels of %s stay whole: the model depends on their number", group.name)
         if not safe:
-            raise ModelError("no channel of the model can be pruned: only its outputs depend on nothing else")
+            raise ModelError(
+                "no channel of the model can be pruned: each belongs to its output, or the model's code depends on it"
+            )
         return safe
 
     def _is_safe(self, groups: tuple[ChannelGroup, ...]) -> bool:

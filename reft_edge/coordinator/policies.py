@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from reft_edge.coordinator.prediction import Device, Option, Workload, predict, unfit
-from reft_edge.errors import ConfigError
+from reft_edge.errors import ConfigError, ModelError
 
 DEADLINE_SHARE = 0.9
 """Of the deadline that a plan may use up: predictions err, and a straggler's work is lost."""
@@ -36,7 +36,12 @@ class Ladder:
     def __len__(self) -> int:
         return len(self.ratios)
 
+    def priced(self, rung: int) -> bool:
+        """Whether the price of this rung is known."""
+        return rung in self._options
+
     def option(self, rung: int) -> Option:
+        """The variant at a rung. Raises what `price` raises."""
         if rung not in self._options:
             self._options[rung] = self._price(self.ratios[rung])
         return self._options[rung]
@@ -103,8 +108,7 @@ def _obstacle(device: Device, option: Option, workload: Workload) -> str:
 def _largest(
     device: Device, ladder: Ladder, first: int, obstacle: Callable[[Device, Option], str], reason: str
 ) -> Choice:
-    """The lowest rung from `first` on that nothing speaks against, by bisection: what a variant costs falls with its
-    ratio. The choice itself was always tried."""
+    """The lowest rung from `first` on that nothing speaks against; `reason` is why a device gets it."""
     if device.training_samples < 1:
         return Choice(rung=None, reason="has no training samples")
     failed = device.correction.failed_ratio
@@ -113,15 +117,30 @@ def _largest(
         reason = f"ran out of memory at ratio {failed:.3g}"
     if first >= len(ladder):
         return Choice(rung=None, reason=f"{reason}, and there is no smaller variant")
-    if not obstacle(device, ladder.option(first)):
-        return Choice(rung=first, reason=reason)
-    low, high = first + 1, len(ladder)
-    while low < high:
-        middle = (low + high) // 2
-        if obstacle(device, ladder.option(middle)):
-            low = middle + 1
-        else:
-            high = middle
-    if low == len(ladder):
-        return Choice(rung=None, reason=obstacle(device, ladder.option(len(ladder) - 1)))
-    return Choice(rung=low, reason=reason)
+    rung, why = _bisect(lambda rung: obstacle(device, ladder.option(rung)), first, ladder)
+    return Choice(rung=rung, reason=reason if rung is not None else why)
+
+
+def _bisect(obstacle: Callable[[int], str], first: int, ladder: Ladder) -> tuple[int | None, str]:
+    """The lowest rung from `first` on without an obstacle, or None and what stands in the way of the highest.
+
+    Costs fall with the ratio, so bisection finds it; the rung returned was always tried.
+    A model that cannot be pruned is no error as long as somebody can train it whole: then it is the obstacle.
+    """
+    why = ""
+    try:
+        why = obstacle(first)
+        low, high = first + 1, len(ladder)
+        if not why:
+            return first, ""
+        while low < high:
+            middle = (low + high) // 2
+            if obstacle(middle):
+                low = middle + 1
+            else:
+                high = middle
+        return (low, "") if low < len(ladder) else (None, obstacle(len(ladder) - 1))
+    except ModelError as exc:
+        if ladder.ratios[first] == 0 and not ladder.priced(first):
+            raise  # the model itself cannot be compiled
+        return None, f"{why}; {exc}" if why else str(exc)

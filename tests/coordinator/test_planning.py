@@ -12,7 +12,7 @@ from reft_edge.coordinator.planning import DEFAULT_RATIOS, Assignment, merge_tie
 from reft_edge.coordinator.policies import DEADLINE_SHARE, Ladder
 from reft_edge.coordinator.prediction import Correction, Device, Option, Workload, correct, predict
 from reft_edge.coordinator.records import Prediction
-from reft_edge.errors import ConfigError
+from reft_edge.errors import ConfigError, ModelError
 from reft_edge.profiling.profile import DeviceProfile, Quantity
 from reft_edge.wire.messages import Measured
 
@@ -181,6 +181,25 @@ def test_after_running_out_of_memory_a_device_gets_a_strictly_smaller_variant(
     assigned = plan_one(device(1e11, memory, failed_ratio=failed), policy)
     assert ratio(assigned) > failed
     assert "ran out of memory" in assigned.reason or "needs" in assigned.reason
+
+
+def test_a_model_that_cannot_be_pruned_is_trained_whole_or_not_at_all() -> None:
+    def stiff(step: float) -> Option:
+        if step > 0:
+            raise ModelError("no channel can go")
+        return price(step)
+
+    fleet = [device(1e11, name="strong"), device(1e11, 100, name="weak")]
+    strong, weak = plan(fleet, workload=WORKLOAD, ladder=Ladder(DEFAULT_RATIOS, stiff))
+    assert (ratio(strong), weak.option) == (0.0, None)
+    assert weak.reason.startswith("needs ")
+    assert weak.reason.endswith("has 100 MiB; no channel can go")
+
+    def broken(step: float) -> Option:
+        raise ModelError(f"cannot be compiled at {step}")
+
+    with pytest.raises(ModelError, match="at 0"):
+        plan(fleet, workload=WORKLOAD, ladder=Ladder(DEFAULT_RATIOS, broken))
 
 
 def test_only_rungs_that_are_needed_are_priced() -> None:
