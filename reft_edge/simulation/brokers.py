@@ -212,9 +212,12 @@ def start_broker(
 
 def _listen_once(host: str, port: int) -> int:
     """The port that listening on `host` and `port` gets (port 0: a free one). Raises `BrokerError`."""
+    if not 0 <= port <= 65_535:
+        raise BrokerError(f"cannot listen on {host}:{port}: a port is a number from 0 to 65535")
     try:
         with socket.create_server((host, port)) as server:
             return int(server.getsockname()[1])
-    except (OSError, OverflowError) as exc:
-        reason = (exc.strerror if isinstance(exc, OSError) else None) or exc
-        raise BrokerError(f"cannot listen on {host}:{port}: {reason}; choose another port or address") from exc
+    except OSError as exc:
+        raise BrokerError(
+            f"cannot listen on {host}:{port}: {exc.strerror or exc}; choose another port or address"
+        ) from exc

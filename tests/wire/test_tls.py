@@ -141,7 +141,7 @@ def test_what_is_wrong_with_the_certificates_is_one_clear_line(
 
 
 def test_tls_to_a_port_without_it_is_one_clear_line(tls: BrokerSettings, broker: RunningBroker) -> None:
-    settings = msgspec.structs.replace(tls, port=broker.port, connect_timeout_s=0.5)
+    settings = msgspec.structs.replace(tls, port=broker.port, connect_timeout_s=0.3)
     link = MqttLink(settings, client_id="x", events=queue.SimpleQueue())
     with pytest.raises(BrokerError, match="is this its TLS port"):
-        link.start(wait_s=1.0)
+        link.start(wait_s=2.0)
