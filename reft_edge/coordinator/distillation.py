@@ -20,6 +20,7 @@ of the student.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -66,7 +67,8 @@ class DistillationProgress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DistillationResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What distilling did. `kept_epoch` 0 means that the merged model was better and is unchanged."""
+    """What distilling did. `kept_epoch` 0 means that the merged model was better, or distilling diverged; it is
+    unchanged then."""
 
     epochs_run: int
     kept_epoch: int
@@ -78,7 +80,7 @@ class DistillationResult(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def kept_merged(self) -> bool:
-        """Whether the merged model was kept because no epoch was better on the held-out data."""
+        """Whether the merged model was kept."""
         return self.kept_epoch == 0
 
 
@@ -206,7 +208,7 @@ def _squared_error(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor
 def _train(
     run: _Run, held_out: Dataset | None, progress: Callable[[DistillationProgress], None] | None, seed: int
 ) -> DistillationResult:
-    """All epochs; leaves in the student the best epoch on `held_out`, or the last without it."""
+    """All epochs; leaves in the student the best epoch on `held_out`, or the last without it, and no diverged one."""
     settings = run.settings
     before = _score(run.student, held_out)
     best, best_epoch, best_state = before, 0, copy.deepcopy(run.student.state_dict())
@@ -214,8 +216,13 @@ def _train(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * _n_batches(run))
     order = torch.Generator().manual_seed(seed)
     losses: list[float] = []
+    diverged = False
     for epoch in range(1, settings.epochs + 1):
         losses.append(_train_epoch(run, optimizer, schedule, order))
+        if not math.isfinite(losses[-1]):
+            best_epoch = best_epoch if held_out is not None else 0
+            diverged = True
+            break
         now = _score(run.student, held_out)
         if progress is not None:
             progress(DistillationProgress(epoch=epoch, epochs=settings.epochs, loss=losses[-1], held_out=now))
@@ -225,7 +232,7 @@ def _train(
             best, best_epoch, best_state = now, epoch, copy.deepcopy(run.student.state_dict())
         elif epoch - best_epoch >= settings.patience:
             break
-    if held_out is not None:
+    if held_out is not None or diverged:
         run.student.load_state_dict(best_state)
     return DistillationResult(
         epochs_run=len(losses),

@@ -128,6 +128,20 @@ def test_with_labels_the_student_never_gets_worse_than_the_merged_model():
     assert all(torch.equal(tensor, before[name]) for name, tensor in state(student).items())
 
 
+@pytest.mark.parametrize("with_labels", [True, False])
+def test_a_student_that_diverges_is_thrown_away(with_labels):
+    inputs = images()
+    student = network(3)
+    before = state(student)
+    teachers = [Teacher(name="far", outputs=np.full((64, 3), 1e20, np.float32), samples=1)]
+    labels = np.zeros((64, 3), np.float32) if with_labels else None
+    settings = DistillationSettings(optimizer="sgd", learning_rate=100)
+    result = distil(student, teachers, inputs, settings=settings, loss=MeanSquaredError(), labels=labels)
+    assert result.kept_merged
+    assert result.epochs_run < settings.epochs
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state(student).items())
+
+
 def test_with_labels_the_best_epoch_is_kept():
     inputs = images(200)
     master = network(1)
