@@ -13,6 +13,7 @@ from rich.console import Console
 from reft_edge.coordinator.events import (
     DeviceBytes,
     DeviceSeen,
+    Excluded,
     Exported,
     Finished,
     Planned,
@@ -62,7 +63,7 @@ def events(n_rounds=2, metric="accuracy"):
             )
             for device, ratio in DEVICES.items()
         ]
-        yield Planned(round=number, attempt=1, devices=plans, excluded=[])
+        yield Planned(round=number, attempt=1, devices=plans, excluded=[Excluded(device="pi-1", reason="<small>")])
         took = Measured(download_s=1.0, start_s=1.0, training_s=3.0, steps=8, peak_memory_bytes=2**20)
         yield UpdateSeen(round=number, device="nano", state="received", loss_last=0.5, measured=took)
         yield UpdateSeen(round=number, device="nano", state="duplicate")
@@ -80,6 +81,7 @@ def test_the_report_says_what_the_events_said():
     report = gather(events(), seconds=12.0)
     assert (report.value, report.metric, report.finished) == (0.91, "accuracy", True)
     assert [(one.merged, one.distilled, one.updates, one.asked) for one in report.rounds] == [(0.8, 0.9, 1, 2)] * 2
+    assert [(one.device, one.round, one.reason) for one in report.left_out] == [("pi-1", n, "<small>") for n in (1, 2)]
     nano, zero = report.devices
     assert (nano.device, nano.share, nano.training_samples, nano.updates) == ("nano", 1.0, 99, 2)
     assert (nano.down_bytes, nano.up_bytes, report.unpruned_bytes) == (6000, 2000, 8000)
@@ -131,6 +133,7 @@ def test_the_page_asks_nobody_for_anything_and_escapes_names(page):
     assert found.tags.count("svg") == 4
     assert "dig&lt;b&gt;its" in page
     assert "<i>" not in page
+    assert "&lt;small&gt;" in page
 
 
 def test_the_page_is_the_same_for_the_same_report_and_its_ids_occur_once(page):

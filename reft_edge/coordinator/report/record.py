@@ -100,6 +100,14 @@ class DeviceFigures(msgspec.Struct, frozen=True, kw_only=True):
         return sum(one.state == "received" for one in self.rounds)
 
 
+class LeftOut(msgspec.Struct, frozen=True, kw_only=True):
+    """A device that was there and got no task in a round, and why."""
+
+    device: str
+    round: int
+    reason: str
+
+
 class CentralFigures(msgspec.Struct, frozen=True, kw_only=True):
     """The same net trained on the pooled private data, which a federation must do without."""
 
@@ -132,6 +140,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     """The metric of the final model on test data."""
     rounds: list[RoundFigures]
     devices: list[DeviceFigures]
+    left_out: list[LeftOut] = []
     exports: list[ExportFigures] = []
     central: CentralFigures | None = None
     finished: bool = False
@@ -175,6 +184,12 @@ def gather(
         value=final if final is not None else last,
         rounds=rounds,
         devices=_devices(told),
+        left_out=[
+            LeftOut(device=one.device, round=event.round, reason=one.reason)
+            for event in told
+            if isinstance(event, Planned)
+            for one in event.excluded
+        ],
         exports=[ExportFigures(name=e.name, path=e.path, values=e.values) for e in told if isinstance(e, Exported)],
         central=central,
         finished=finished is not None,
