@@ -94,6 +94,8 @@ class TaskRunner:
             raise TaskError("out_of_memory", "not enough memory to encode the update") from exc
         except ResourceError as exc:
             raise TaskError("storage", str(exc)) from exc
+        except BundleError as exc:  # finite weights whose difference is not
+            raise TaskError("diverged", str(exc)) from exc
 
     def _load_data(self, manifest: Manifest, task: Task) -> _LoadedData:
         """The device's data as this model takes them; read once while models of one kind follow each other."""
@@ -158,11 +160,11 @@ class TaskRunner:
         return trainer
 
     def _store(
-        self, command: Train, manifest: Manifest, received: Tensors, trained: TrainedRound, data: _LoadedData
+        self, command: Train, manifest: Manifest, received: dict[str, Array], trained: TrainedRound, data: _LoadedData
     ) -> Finished:
         """Encode what training changed, plus what quantization left of the last update; both go to the spool."""
         task = command.task
-        delta = {name: _difference(trained.tensors[name], before) for name, before in received.items()}
+        delta = _subtract(trained.tensors, received)
         key = f"{task.run}:{manifest.training_graph.sha256}"
         feedback = ErrorFeedback(task.plan.update_codec, self._read_residual(command.residual, key, manifest))
         blob = self._blobs.put(feedback.encode(delta))
@@ -205,6 +207,15 @@ class TaskRunner:
             return None
 
 
-def _difference(after: Array, before: Array) -> Array:
-    """after - before in the tensors' dtype; booleans (masks in buffers) have no difference and stay as received."""
-    return np.zeros_like(after) if after.dtype == np.bool_ else (after - before).astype(after.dtype, copy=False)
+def _subtract(trained: dict[str, Array], received: dict[str, Array]) -> dict[str, Array]:
+    """Trained minus received, in the place of `trained`; `received` is emptied. A device holds few copies of a model.
+
+    Booleans (masks among the buffers) have no difference; theirs is False.
+    """
+    for name, after in trained.items():
+        before = received.pop(name)
+        if after.dtype == np.bool_:
+            after[...] = False
+        else:
+            np.subtract(after, before, out=after)
+    return trained

@@ -21,7 +21,7 @@ from reft_edge.errors import ReftError
 from reft_edge.wire.messages import TrainingPlan
 
 if TYPE_CHECKING:
-    from reft_edge.types import Array, Tensors
+    from reft_edge.types import Array
 
 
 class DivergedError(ReftError):
@@ -46,7 +46,7 @@ class StepTrainer(Protocol):
 class TrainedRound:
     """Trained weights, under the names of `Manifest.tensors`, and how training went."""
 
-    tensors: Tensors
+    tensors: dict[str, Array]
     steps: int
     loss_first: float
     loss_last: float

@@ -44,11 +44,7 @@ def encode_tensors(tensors: Tensors, codec: WeightsCodec) -> bytes:
     """
     stored: dict[str, Array] = {}
     for name, tensor in tensors.items():
-        array = np.asarray(tensor)
-        if name.endswith(SCALE_SUFFIX):
-            raise BundleError(f"tensor {name!r}: names that end with {SCALE_SUFFIX!r} are reserved")
-        _check_finite(name, array)
-        stored.update(_encode(name, array, codec))
+        stored.update(_encode_checked(name, np.asarray(tensor), codec))
     return pack_tensors(stored, {"codec": codec})
 
 
@@ -100,14 +96,16 @@ class ErrorFeedback:
         A residual whose tensor is gone or has another shape is dropped. Raises `BundleError`, and keeps the residual,
         for values that are not finite.
         """
-        corrected = {name: self._corrected(name, np.asarray(tensor)) for name, tensor in update.items()}
-        data = encode_tensors(corrected, self._codec)
-        self._residual = {
-            name: (array - _round_trip(name, array, self._codec)).astype(np.float32)
-            for name, array in corrected.items()
-            if _is_lossy(array.dtype, array.shape, self._codec)
-        }
-        return data
+        stored: dict[str, Array] = {}
+        residual: dict[str, Array] = {}
+        for name, tensor in update.items():  # one tensor after another: a device holds few copies of a model
+            array = self._corrected(name, np.asarray(tensor))
+            parts = _encode_checked(name, array, self._codec)
+            stored.update(parts)
+            if _is_lossy(array.dtype, array.shape, self._codec):
+                residual[name] = (array - _as_received(name, parts)).astype(np.float32, copy=False)
+        self._residual = residual
+        return pack_tensors(stored, {"codec": self._codec})
 
     def _corrected(self, name: str, tensor: Array) -> Array:
         residual = self._residual.get(name)
@@ -134,6 +132,14 @@ def _stored_as(spec: TensorSpec, codec: WeightsCodec) -> Mapping[str, tuple[np.d
     return {spec.name: (np.dtype(np.int8), spec.shape), spec.name + SCALE_SUFFIX: scales}
 
 
+def _encode_checked(name: str, array: Array, codec: WeightsCodec) -> dict[str, Array]:
+    """Container entries of one tensor. Raises `BundleError`."""
+    if name.endswith(SCALE_SUFFIX):
+        raise BundleError(f"tensor {name!r}: names that end with {SCALE_SUFFIX!r} are reserved")
+    _check_finite(name, array)
+    return _encode(name, array, codec)
+
+
 def _encode(name: str, array: Array, codec: WeightsCodec) -> dict[str, Array]:
     """Container entries of one tensor."""
     if not _is_lossy(array.dtype, array.shape, codec):
@@ -154,12 +160,11 @@ def _decode(spec: TensorSpec, stored: Tensors, codec: WeightsCodec) -> Array:
     return array.astype(np.dtype(spec.dtype), copy=False)
 
 
-def _round_trip(name: str, array: Array, codec: WeightsCodec) -> Array:
-    """What the receiver will see of one tensor, float32."""
-    stored = _encode(name, array, codec)
-    if name + SCALE_SUFFIX in stored:
-        return _dequantize(stored[name], stored[name + SCALE_SUFFIX])
-    return stored[name].astype(np.float32)
+def _as_received(name: str, parts: Tensors) -> Array:
+    """What the receiver will see of one tensor whose container entries are `parts`, float32."""
+    if name + SCALE_SUFFIX in parts:
+        return _dequantize(parts[name], parts[name + SCALE_SUFFIX])
+    return parts[name].astype(np.float32)
 
 
 def _quantize(array: Array) -> tuple[Array, FloatArray]:
