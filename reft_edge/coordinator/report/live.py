@@ -61,6 +61,8 @@ class FleetView:
     round: int = 0
     rounds: int = 0
     phase: str = "starting the coordinator"
+    needed: int = 0
+    """Devices that the coordinator waits for; 0 while it does not."""
     metric: str = "accuracy"
     values: list[float | None] = field(default_factory=list)
     """The metric at the end of each round."""
@@ -74,7 +76,8 @@ class FleetView:
                 self.rounds = event.rounds
                 return f"{'resumed' if event.resumed else 'started'} {self.title}, {event.rounds} rounds"
             case Waiting():
-                self.phase = f"waiting for devices ({event.devices} of {event.needed})"
+                self.needed = event.needed
+                self._count_devices(event.devices)
             case DeviceSeen():
                 return self._seen(event)
             case Planned():
@@ -110,6 +113,13 @@ class FleetView:
         value = event.mse if self.metric == "mse" else event.accuracy
         return f"{self.metric} {metric_text(value, self.metric)}"
 
+    def _count_devices(self, n_devices: int) -> None:
+        if n_devices < self.needed:
+            self.phase = f"waiting for devices ({n_devices} of {self.needed})"
+        else:
+            self.needed = 0
+            self.phase = "planning; variants are pruned and compiled when they are first needed"
+
     def _row(self, device: str) -> DeviceView:
         return self.devices.setdefault(device, DeviceView(device=device))
 
@@ -120,6 +130,8 @@ class FleetView:
             return f"{event.device} is offline"
         if event.profile and row.state in ("waiting", "offline"):
             row.state = "ready"
+            if self.needed:
+                self._count_devices(sum(one.state == "ready" for one in self.devices.values()))
             return f"{event.device} is here, {event.training_samples} samples to train on"
         return None
 
