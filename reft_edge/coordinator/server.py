@@ -92,7 +92,9 @@ class Coordinator:
         with closing(Store(directory)) as store:
             record, resumed = self._choose_run(store)
             if record.state == "finished":
-                return self._summary(store, record, already_finished=True)
+                summary = self._summary(store, record, already_finished=True)
+                self._listener(_finished(summary))
+                return summary
             return self._work(store, record, resumed=resumed)
 
     # Choosing the run.
@@ -134,14 +136,7 @@ class Coordinator:
         with EventLog(directory, self._listener) as listener:
             self._play(store, record, listener, resumed=resumed)
             summary = self._summary(store, record)
-            finished = events.Finished(
-                run=record.run,
-                rounds=summary.rounds,
-                accuracy=summary.final("accuracy"),
-                mse=summary.final("mse"),
-                updates=summary.updates,
-                directory=summary.directory,
-            )
+            finished = _finished(summary)
             _write_report(directory, finished)  # before anybody is told, because then it is looked for
             listener(finished)
         return summary
@@ -238,6 +233,17 @@ class Coordinator:
 
 def _n_closed(store: Store, run: str) -> int:
     return sum(record.phase == Phase.CLOSED.value for record in store.rounds(run))
+
+
+def _finished(summary: Summary) -> events.Finished:
+    return events.Finished(
+        run=summary.run,
+        rounds=summary.rounds,
+        accuracy=summary.final("accuracy"),
+        mse=summary.final("mse"),
+        updates=summary.updates,
+        directory=summary.directory,
+    )
 
 
 def _write_report(directory: Path, finished: events.Finished) -> None:

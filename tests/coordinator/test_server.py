@@ -12,8 +12,10 @@ from reft_edge.coordinator import events
 from reft_edge.coordinator.preparation import prepare
 from reft_edge.coordinator.server import Coordinator
 from reft_edge.coordinator.settings import load_federation
+from reft_edge.coordinator.store import Store
 from reft_edge.data.dataset import Dataset
 from reft_edge.errors import ConfigError, FederationError
+from reft_edge.simulation.brokers import start_broker
 from reft_edge.wire.endpoint import BrokerSettings
 from tests.coordinator.device import Device
 
@@ -57,6 +59,13 @@ test = {{ path = "test.npz" }}
 [distillation]
 epochs = 2
 """
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory):
+    """One kind is enough here; `tests/test_federation.py` runs on both."""
+    with start_broker("auto", directory=tmp_path_factory.mktemp("broker")) as running:
+        yield running
 
 
 def address(broker):
@@ -143,7 +152,7 @@ def test_a_federation_runs_from_profile_to_exported_models(write, fleet):
     again, seen = run(preparation)
     assert again.already_finished
     assert again.metrics == summary.metrics
-    assert not seen
+    assert [type(event) for event in seen] == [events.Finished]
     other, _ = run(preparation, new_run=True)
     assert other.run != summary.run
 
@@ -274,6 +283,41 @@ def test_a_run_goes_on_after_an_interruption_at_any_moment(write, fleet):
     assert summary.updates == {"merged": 4}
     assert summary.final("accuracy") > 0.9
     assert all(len({task.task for task in device.tasks}) == 2 for device in devices)
+
+
+class StoreDiedError(Exception):
+    pass
+
+
+def test_a_run_survives_a_death_at_any_transaction(write, fleet, monkeypatch):
+    """Every process may do a little more than the one before, and dies just before or just after a commit."""
+    preparation = write(2, quorum=1.0)
+    fleet("good", "good")
+    transaction = Store._transaction
+    left = 0
+
+    @contextlib.contextmanager
+    def mortal(store):
+        nonlocal left
+        left -= 1
+        if left == 0 and n_allowed % 2:
+            raise StoreDiedError
+        with transaction(store) as connection:
+            yield connection
+        if left == 0:
+            raise StoreDiedError
+
+    monkeypatch.setattr(Store, "_transaction", mortal)
+    for n_allowed in range(3, 200, 3):
+        left = n_allowed
+        try:
+            summary = Coordinator(preparation).run()
+            break
+        except StoreDiedError:
+            continue
+    assert n_allowed > 30
+    assert summary.updates == {"merged": 4}
+    assert summary.final("accuracy") > 0.9
 
 
 def test_another_model_needs_a_new_run(write, fleet):
