@@ -1,8 +1,8 @@
-"""Train a bundle on this device: one onnxruntime session that takes parameters, optimizer state and a batch, and returns
-them updated.
+"""Train a bundle on this device: one onnxruntime session that takes parameters, optimizer state and a batch, and
+returns them updated.
 
-State stays in two sets of onnxruntime buffers that exchange roles after each step, so nothing is copied between steps. The
-inference session is opened when it is first needed: a device that only trains does not pay for it.
+State stays in two sets of onnxruntime buffers that exchange roles after each step, so nothing is copied between steps.
+The inference session is opened when it is first needed: a device that only trains does not pay for it.
 
 Only numpy and onnxruntime are needed; there is no torch here, and no file is written.
 """
@@ -33,8 +33,8 @@ _BATCH_INPUTS = frozenset({"inputs", "targets", "learning_rate", "seed"})
 class Trainer:
     """A bundle in training.
 
-    `bundle` is a directory or a `Bundle`. `threads` is the number of cores to use; `seed` makes dropout reproducible: step
-    `k` draws from (seed, k).
+    `bundle` is a directory or a `Bundle`. `threads` is the number of cores to use; `seed` makes dropout reproducible:
+    step `k` draws from (seed, k).
     """
 
     def __init__(self, bundle: Bundle | Path | str, *, threads: int = 2, seed: int = 0) -> None:
@@ -125,8 +125,8 @@ class Trainer:
     def step(self, inputs: Array, targets: Array, learning_rate: float = 0.05) -> float:
         """One optimizer step on a batch; returns the batch's loss before it.
 
-        `inputs`: (n, *input_shape); `targets`: (n,) class indices, or float32 shaped as the output. Raises `DataError` for a
-        batch that does not fit, and `ResourceError` when memory runs out; weights are then as before the step.
+        `inputs`: (n, *input_shape); `targets`: (n,) class indices, or float32 shaped as the output. Raises `DataError`
+        for a batch that does not fit, and `ResourceError` when memory runs out; weights are then as before the step.
         """
         samples, wanted = self._check_batch(inputs, targets)
         binding = self._session.io_binding()
@@ -213,7 +213,7 @@ class Trainer:
 
 
 def _converted(name: str, array: Array, dtype: str) -> Array:
-    """`array` contiguous and as `dtype`. Raises `DataError` where that would lose something, or for NaN and infinity."""
+    """`array` contiguous and as `dtype`. Raises `DataError` where that loses something, and for NaN and infinity."""
     if array.dtype.name != dtype:
         number_kinds = "iu" if dtype.startswith("int") else "iuf"
         if array.dtype.kind not in number_kinds:

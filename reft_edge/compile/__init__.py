@@ -1,7 +1,7 @@
 """From torch modules to bundles: the training-step compiler, pruning and export.
 
-The names below load on first use, so that importing a module of this package (for example by the layers' test) does not load
-torch for nothing.
+The names below load on first use, so that importing a module of this package (for example by the layers' test) does not
+load torch for nothing.
 """
 
 from __future__ import annotations

@@ -41,8 +41,9 @@ def compile_bundle(
 ) -> Bundle:
     """Compile a module's training step and inference.
 
-    `input_shape` is one sample's, without the batch axis; `input_dtype` is int64 for token ids. The default optimizer is SGD with
-    momentum 0.9. Equal modules give equal bytes on one platform. Raises `ModelError` for what cannot be compiled.
+    `input_shape` is one sample's, without the batch axis; `input_dtype` is int64 for token ids. The default optimizer
+    is SGD with momentum 0.9. Equal modules give equal bytes on one platform. Raises `ModelError` for what cannot be
+    compiled.
     """
     subject = Subject.of(module)
     shape = tuple(int(size) for size in input_shape)

@@ -1,7 +1,7 @@
 """What a compiled step costs: operations and peak memory, counted on the ONNX graph.
 
-All counts are affine in the batch size, so two batch sizes tell them. Peak memory follows the order of the nodes in the file:
-a tensor lives from the node that makes it to the last that reads it; inputs and outputs live throughout.
+All counts are affine in the batch size, so two batch sizes tell them. Peak memory follows the order of the nodes in the
+file: a tensor lives from the node that makes it to the last that reads it; inputs and outputs live throughout.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def count_cost(training: Built, inference: Built, n_parameters: int) -> Cost:
 
 
 def _flops(built: Built, n_batch: int) -> int:
-    """Floating-point operations: two for a multiply-accumulate, one for each element that another operator makes or reads."""
+    """Floating-point operations: two for a multiply-accumulate, one for each element that another operator takes."""
     total = 0
     for node in built.model.graph.node:
         macs = _node_macs(built, node, n_batch)

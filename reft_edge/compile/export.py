@@ -35,4 +35,5 @@ def export_onnx(manifest: Manifest, inference_graph: bytes, weights: Tensors) ->
     model.graph.input.extend(kept)
     model.producer_name = "reft-edge"
     model.graph.name = manifest.model
-    return model.SerializeToString(deterministic=True)
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data

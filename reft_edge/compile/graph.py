@@ -133,7 +133,8 @@ class GraphBuilder:
             for shape, dtype in outputs:
                 self._counter += 1
                 results.append(Value(f"v{self._counter}", shape, dtype))
-            node = helper.make_node(op_type, names, [value.name for value in results], **attributes)
+            made = [value.name for value in results]
+            node = helper.make_node(op_type, names, made, **attributes)  # type: ignore[arg-type]
             self.nodes.append(node)
             self._known[key] = tuple(results)
             self._producers.update({value.name: node for value in results})
@@ -230,8 +231,8 @@ class GraphBuilder:
     def channel_sum(self, value: Value, *, squared: bool = False) -> Value:
         """Sum, or sum of squares, over all axes but the second: (channels,).
 
-        In two steps, positions first and then the batch: onnxruntime sums long rows in order, and the short rows of two steps keep a
-        digit more.
+        In two steps, positions first and then the batch: onnxruntime sums long rows in order, and the short rows of two
+        steps keep a digit more.
         """
         first = "ReduceSumSquare" if squared else "ReduceSum"
         if value.rank == 2:

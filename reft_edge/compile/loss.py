@@ -38,7 +38,8 @@ def add_loss(graph: GraphBuilder, loss: Loss, output: Value, targets: Value) -> 
 def _cross_entropy(graph: GraphBuilder, logits: Value, targets: Value, smoothing: float) -> tuple[Value, Value]:
     """Loss: -mean(sum(wanted * log p)); derivative: (p - wanted) / n_batch.
 
-    `wanted` is one-hot, with label smoothing (Szegedy et al., arXiv 1512.00567, section 7) mixed with the uniform distribution.
+    `wanted` is one-hot, with label smoothing (Szegedy et al., arXiv 1512.00567, section 7) mixed with the uniform
+    distribution.
     """
     n_batch, n_classes = logits.shape
     log_p = graph.op("LogSoftmax", logits, shape=logits.shape, axis=1)

@@ -1,8 +1,9 @@
 """Lower a pair of traced aten graphs to ONNX, operator by operator.
 
-`rule("aten::name.overload", ...)` registers how an operator becomes ONNX nodes; the rules are in `reft_edge.compile.rules`. A rule takes
-the `Lowering`, the traced node and the operator's arguments in the order of its schema, defaults filled in; tensors
-arrive as `Value`, numbers that depend on the batch size as `Affine`. It returns a `Value`, or a tuple of them.
+`rule("aten::name.overload", ...)` registers how an operator becomes ONNX nodes; the rules are in
+`reft_edge.compile.rules`. A rule takes the `Lowering`, the traced node and the operator's arguments in the order of its
+schema, defaults filled in; tensors arrive as `Value`, numbers that depend on the batch size as `Affine`. It returns a
+`Value`, or a tuple of them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from reft_edge.compile.graph import GraphBuilder, Value
 from reft_edge.compile.symbols import Shape, pair_number, pair_shape
 from reft_edge.errors import ModelError
 
-Result: TypeAlias = Value | None | tuple[Value | None, ...]
+Result: TypeAlias = Value | tuple[Value | None, ...] | None
 Rule: TypeAlias = Callable[..., Result]
 
 _RULES: dict[str, Rule] = {}
@@ -49,7 +50,10 @@ def is_known(target: object) -> bool:
 
 def operator_name(target: object) -> str:
     """For example `aten::add.Tensor`."""
-    return target.name() if isinstance(target, torch._ops.OpOverload) else str(target)
+    if isinstance(target, torch._ops.OpOverload):
+        name: str = target.name()  # type: ignore[no-untyped-call]
+        return name
+    return str(target)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -105,12 +109,12 @@ class Lowering:
         small: fx.GraphModule,
         large: fx.GraphModule,
         inputs: Mapping[str, Value],
-        late: Callable[[str, Value], Value | None] = lambda name, output: None,
+        late: Callable[[str, Value], Value | None] | None = None,
     ) -> list[Result]:
         """Lower all nodes and return what the traces return.
 
-        `inputs` are the placeholders by name. A placeholder that is not among them is made by `late(name, output)` when an
-        operation first needs it, `output` being the first of the traces' results: so the loss is computed between
+        `inputs` are the placeholders by name. A placeholder that is not among them is made by `late(name, output)` when
+        an operation first needs it, `output` being the first of the traces' results: so the loss is computed between
         forward and backward pass.
         """
         nodes = [NodePair(a, b) for a, b in _in_step(small, large)]
@@ -127,7 +131,7 @@ class Lowering:
                 self.values[node] = self.graph.constant(tensor.detach().cpu().numpy())
             else:
                 for needed in node.all_input_nodes:
-                    if needed not in self.values:
+                    if needed not in self.values and late is not None:
                         self.values[needed] = late(needed.name, self._argument(*first_result))
                 self.values[node] = self._lower(pair)
         return [self._argument(a, b) for a, b in zip(last.small.args[0], last.large.args[0], strict=True)]  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
 """Optimizer updates in ONNX: what `torch.optim.SGD` and `torch.optim.Adam` compute.
 
-Optimizer state travels through the graph as inputs and outputs beside the parameters. A fresh state is all zeros, for both
-optimizers. Vectors (biases, norms' weights) are updated together, laid end to end: they are most of the tensors and nearly none of
-the numbers, so one by one they would cost only overhead.
+Optimizer state travels through the graph as inputs and outputs beside the parameters. A fresh state is all zeros, for
+both optimizers. Vectors (biases, norms' weights) are updated together, laid end to end: they are most of the tensors
+and nearly none of the numbers, so one by one they would cost only overhead.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from reft_edge.bundle.manifest import SGD, Adam, Optimizer
 from reft_edge.compile.graph import GraphBuilder, Value
+from reft_edge.compile.symbols import Shape, at_batch
 
 
 @dataclass
@@ -65,13 +66,13 @@ class Updates:
     def _joined(self, tensors: Sequence[Value]) -> Value:
         if len(tensors) == 1:
             return tensors[0]
-        total = sum(int(tensor.shape[0]) for tensor in tensors)  # type: ignore[arg-type]
+        total = sum(_length(tensor.shape) for tensor in tensors)
         return self.graph.op("Concat", *tensors, shape=(total,), axis=0)
 
-    def _parted(self, value: Value, shapes: Sequence[tuple[object, ...]]) -> tuple[Value, ...]:
+    def _parted(self, value: Value, shapes: Sequence[Shape]) -> tuple[Value, ...]:
         if len(shapes) == 1:
             return (value,)
-        sizes = [int(shape[0]) for shape in shapes]  # type: ignore[call-overload]
+        sizes = [_length(shape) for shape in shapes]
         return self.graph.node("Split", [value, self.graph.ints(sizes)], [((n,), value.dtype) for n in sizes], axis=0)
 
     def _scaled(self, value: Value, factor: float | Value) -> Value:
@@ -126,3 +127,8 @@ class Updates:
         """1 - beta^step."""
         power = self.graph.pointwise("Pow", self.graph.scalar(beta, "float32"), self._count())
         return self.graph.pointwise("Sub", self.graph.scalar(1, "float32"), power)
+
+
+def _length(shape: Shape) -> int:
+    """Size of a parameter that is a vector; parameters do not depend on the batch size."""
+    return at_batch(shape, 1)[0]

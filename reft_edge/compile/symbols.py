@@ -1,7 +1,7 @@
 """Numbers that depend on the batch size, found by tracing twice.
 
-A training step is traced with two concrete batch sizes. A number that is the same in both traces is a constant; one that
-differs is taken as affine in the batch size. This replaces symbolic shapes: it needs no guards, never
+A training step is traced with two concrete batch sizes. A number that is the same in both traces is a constant; one
+that differs is taken as affine in the batch size. This replaces symbolic shapes: it needs no guards, never
 specialises on a batch of one, and notices (rather than guesses) when a model does something else with the batch axis.
 """
 

@@ -1,8 +1,8 @@
 """Trace a module's training step and its inference to aten graphs, by torch's own autograd.
 
-Two passes of `make_fx` on fake tensors: the first records what autograd does, the second makes it functional (no in-place
-updates), which turns running statistics into outputs. Nothing is computed and the module itself is never run: a deep
-copy is.
+Two passes of `make_fx` on fake tensors: the first records what autograd does, the second makes it functional (no
+in-place updates), which turns running statistics into outputs. Nothing is computed and the module itself is never run:
+a deep copy is.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.func import functional_call, functionalize
 from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reft_edge.compile.lowering import dtype_name, is_known
@@ -31,7 +32,7 @@ FORWARD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, 
 """What a user's `forward` raises when something is wrong in it or with its input."""
 
 
-_DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException)
+_DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,7 @@ def _check_tied(state: dict[str, Tensor]) -> None:
         if isinstance(tensor, Tensor) and tensor.numel():
             other = seen.setdefault(tensor.data_ptr(), name)
             if other != name:
-                raise ModelError(
-                    f"tensors {other!r} and {name!r} are one (tied); tied parameters cannot be pruned and merged, give each its own"
-                )
+                raise ModelError(f"tensors {other!r} and {name!r} are one (tied); give each module a tensor of its own")
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Trace:
     def output(self) -> Tensor:
         """The module's output as torch's fake tensor."""
         node = next(node for node in self.graph.graph.nodes if node.op == "output")
-        return node.args[0][0].meta["val"]  # type: ignore[no-any-return, union-attr, index]
+        return node.args[0][0].meta["val"]  # type: ignore[no-any-return]
 
 
 def trace_training(subject: Subject, samples: Tensor, output: Tensor) -> Trace:
@@ -117,7 +116,8 @@ def trace_inference(subject: Subject, samples: Tensor) -> Trace:
     buffer_names = list(subject.buffers)
 
     def infer(parameters: Sequence[Tensor], buffers: Sequence[Tensor], inputs: Tensor) -> list[Any]:
-        # With leaves that need gradients torch takes no inference-only short cuts, so both graphs know the same operators.
+        # With leaves that need gradients torch takes no inference-only short cuts, so both graphs know the same
+        # operators.
         leaves = [p.detach().requires_grad_() for p in parameters]
         return [_call(subject.module, names, leaves, buffer_names, buffers, inputs)]
 
@@ -215,14 +215,14 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
     """torch's table, without the operators that our rules lower better whole."""
     return {
         operator: function
-        for operator, function in core_aten_decompositions().items()
+        for operator, function in core_aten_decompositions().items()  # type: ignore[no-untyped-call]
         if operator.name() not in _NATIVE and not is_known(operator)
     }
 
 
 @contextmanager
 def _module_paths(module: nn.Module) -> Iterator[list[str]]:
-    """Note, with every traced operation, the path of the module that computes it; yields the stack of running modules."""
+    """Note with every traced operation the path of its module; yields the stack of running modules."""
     stack: list[str] = []
     entered: list[Any] = []
 

@@ -110,6 +110,6 @@ def assert_trains_like_torch(
     return trainer
 
 
-@pytest.fixture(name="assert_trains_like_torch")
+@pytest.fixture(name="assert_trains_like_torch", scope="session")
 def _assert_trains_like_torch() -> Callable[..., Trainer]:
     return assert_trains_like_torch

@@ -2,8 +2,9 @@
 
 ONNX has no derivative of a convolution. Written with forward operators, by the notation y = conv(x, w):
 
-- input gradient: a convolution of the output gradient with the kernel turned around and its channel axes exchanged, when
-  the stride is one; else a transposed convolution;
+- input gradient: a transposed convolution; with several groups and stride one rather a convolution with the kernel
+  turned around and its channel axes exchanged, because onnxruntime's transposed convolution takes the groups one by
+  one;
 - weight gradient: for each place of the kernel the shifted input, channel by channel, against the output gradient. The
   batch and all positions are the inner dimension of one matrix product, so nothing is summed afterwards.
 """
@@ -145,7 +146,7 @@ def input_gradient(graph: GraphBuilder, grad: Value, weight: Value, shape: Shape
     kernel = _sizes(weight.shape[2:])
     spans = [d * (k - 1) for d, k in zip(geometry.dilation, kernel, strict=True)]
     turned_padding = tuple(span - pad for span, pad in zip(spans, geometry.padding, strict=True))
-    if set(geometry.stride) == {1} and min(turned_padding) >= 0:
+    if geometry.groups > 1 and set(geometry.stride) == {1} and min(turned_padding) >= 0:
         turned = _turn_around(graph, weight, geometry.groups)
         return convolve(
             graph,
@@ -170,8 +171,6 @@ def _turn_around(graph: GraphBuilder, weight: Value, groups: int) -> Value:
     spatial = list(range(weight.rank))[2:]
     if n_in == 1 and groups == n_out:
         return flip(graph, weight, spatial)
-    if groups == 1:
-        return flip(graph, graph.transpose(weight, [1, 0, *spatial]), spatial)
     split = graph.reshape(weight, (groups, n_out // groups, n_in, *kernel))
     swapped = graph.transpose(split, [0, 2, 1, *(axis + 1 for axis in spatial)])
     return flip(graph, graph.reshape(swapped, (groups * n_in, n_out // groups, *kernel)), spatial)
@@ -204,10 +203,11 @@ def weight_gradient(graph: GraphBuilder, x: Value, grad: Value, shape: Shape, ge
 
 
 def _dense_weight_gradient(graph: GraphBuilder, x: Value, grad: Value, shape: Shape, geometry: Geometry) -> Value:
-    """With stride one and one group the shifts are shared out: the first axis' to the output gradient, the others' to the input.
+    """With stride one and one group the shifts are shared out: the first axis' to the output gradient, the others' to
+    the input.
 
-    A kernel of 3 x 3 then costs 3 + 3 shifted copies instead of 9, and one matrix product whose sides are both three times
-    the channels.
+    A kernel of 3 x 3 then costs 3 + 3 shifted copies instead of 9, and one matrix product whose sides are both three
+    times the channels.
     """
     n_out, n_in, *kernel = _sizes(shape)
     spatial = list(range(2, x.rank))

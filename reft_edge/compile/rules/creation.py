@@ -31,9 +31,16 @@ def _full(low: Lowering, pair: NodePair, _: object, *rest: object) -> Value:
 
 
 @rule(
-    "aten::zeros", "aten::zeros_like", "aten::new_zeros", "aten::empty.memory_format", "aten::empty_like", "aten::new_empty", "aten::empty_strided", "aten::new_empty_strided", "aten::zero",
+    *("aten::zeros", "aten::zeros_like", "aten::new_zeros", "aten::zero"),
+    *(
+        "aten::empty.memory_format",
+        "aten::empty_like",
+        "aten::new_empty",
+        "aten::empty_strided",
+        "aten::new_empty_strided",
+    ),
     broadcasts=True,
-)  # fmt: skip
+)
 def _zeros(low: Lowering, pair: NodePair, *_: object) -> Value:
     return low.graph.scalar(0, pair.dtype)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from onnx import helper
-
 from reft_edge.compile.graph import GraphBuilder, Value
 from reft_edge.compile.lowering import Lowering, NodePair, rule
 
@@ -11,9 +9,9 @@ from reft_edge.compile.lowering import Lowering, NodePair, rule
 def untransposed(graph: GraphBuilder, x: Value) -> tuple[Value, int]:
     """The matrix of which `x` is the transposition and 1, or `x` and 0."""
     producer = graph.producer(x)
+    # A matrix has only one transposition that is one.
     if x.rank == 2 and producer is not None and producer.op_type == "Transpose":
-        if list(helper.get_node_attr_value(producer, "perm")) == [1, 0]:
-            return Value(producer.input[0], x.shape[::-1], x.dtype), 1
+        return Value(producer.input[0], x.shape[::-1], x.dtype), 1
     return x, 0
 
 

@@ -1,9 +1,9 @@
 """Batch, layer and group norm, and their derivatives.
 
-All three are y = (x - mean) * rstd * weight + bias. With dy the output gradient, g = dy * weight and M the number of entries that share
-a mean (Ioffe and Szegedy, arXiv 1502.03167, section 3): dx = rstd * (g - mean(g) - xhat * mean(g * xhat)).
-The rules keep x and the statistics for the backward pass and no other activation, and fold scale and shift into as few passes
-over x as they can.
+All three are y = (x - mean) * rstd * weight + bias. With dy the output gradient, g = dy * weight and means over the
+entries that share one (Ioffe and Szegedy, arXiv 1502.03167, section 3): dx = rstd * (g - mean(g) - xhat * mean(g * xhat)).
+The rules keep x and the statistics for the backward pass and no other activation, and fold scale and shift into as few
+passes over x as they can.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Max, average and adaptive average pooling, and their derivatives.
 
-torch and onnxruntime disagree about windows that hang over the edge (ceil_mode) and how many entries an average counts. So
-the output size is always torch's, reached by padding behind, and averages are corrected by a constant that holds one number
-an output position.
+torch and onnxruntime disagree about windows that hang over the edge (ceil_mode) and how many entries an average counts.
+So the output size is always torch's, reached by padding behind, and averages are corrected by a constant that holds one
+number an output position.
 """
 
 from __future__ import annotations
