@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, assert_never
 import msgspec
 
 from reft_edge.coordinator import events, rounds
-from reft_edge.coordinator.contributions import Contribution, check_update
+from reft_edge.coordinator.contributions import Contribution, check_update, unwanted_reason
 from reft_edge.coordinator.network import Arrived, FromDevice, NotArrived
 from reft_edge.coordinator.records import (
     AssignmentRecord,
@@ -158,6 +158,8 @@ class Collector:
         if current is None or not current.has_task(device, report.task):
             if isinstance(report, Done):
                 self._hear_of_the_past(device, report, now)
+            elif isinstance(report, Failed) and self._past_round(device, report.task) is not None:
+                self._store.save_failure(report.task, report.kind)
             return
         match report:
             case Accepted():
@@ -169,7 +171,8 @@ class Collector:
             case Failed(kind=kind, reason=reason):
                 text = f"{kind}: {reason}"
                 self._tell_progress(current, device, "failed", text)
-                self._advance(current, rounds.Failed(device=device, now=now, reason=text), failures={device: kind})
+                self._advance(current, rounds.Failed(device=device, now=now, reason=text))
+                self._store.save_failure(report.task, kind)
             case Progress():
                 self._listener(
                     events.DeviceProgress(
@@ -190,11 +193,14 @@ class Collector:
         """An update for a round that is over, or of a run that nobody knows: say that it may be forgotten."""
         sha256 = report.update.blob.sha256
         self._network.acknowledge(device, sha256)
-        owner = self._store.task_owner(report.task)
-        if owner is None or owner[0] != device or self._store.update(report.task, sha256) is not None:
-            return
-        record = self._record(device, report, round_number=owner[1], now=now)
-        self._settle_update(record, "late", "its round is over", now)
+        number = self._past_round(device, report.task)
+        if number is not None and self._store.update(report.task, sha256) is None:
+            self._settle_update(self._record(device, report, number, now), "late", "its round is over", now)
+
+    def _past_round(self, device: str, task: str) -> int | None:
+        """The round of a task that was this device's; None otherwise: reports about others' tasks are not believed."""
+        owner = self._store.task_owner(task)
+        return owner[1] if owner is not None and owner[0] == device else None
 
     def _offered(self, current: OpenRound, device: str, report: Done, now: float) -> None:
         sha256 = report.update.blob.sha256
@@ -206,7 +212,12 @@ class Collector:
         if known is not None and known.state != "offered":  # its fate is decided, but our word did not arrive
             self._network.acknowledge(device, sha256)
             return
-        record = self._record(device, report, round_number=current.key.number, now=now)
+        record = self._record(device, report, current.key.number, now)
+        reason = self._unwanted(current, device, report)
+        if reason:
+            self._reject(current, record, reason, now)
+            self._network.acknowledge(device, sha256)
+            return
         verdict = self._advance(current, rounds.Offered(device=device, now=now, sha256=sha256), update=record)
         if verdict is not None:
             self._settle_update(record, _FATES[verdict], "", now)
@@ -216,6 +227,11 @@ class Collector:
             self._network.give_up(device, before.update)
         self._tell_progress(current, device, "uploading")
         self._network.pull(device, report.update.blob)
+
+    def _unwanted(self, current: OpenRound, device: str, report: Done) -> str:
+        assignment = current.assignments[device]
+        manifest = current.variants[assignment.variant].manifest
+        return unwanted_reason(report.update, manifest, assignment.plan.update_codec)
 
     # Updates.
 
@@ -229,16 +245,23 @@ class Collector:
         try:
             check_update(current.contribution(record), self._blobs)
         except BundleError as exc:
-            event: rounds.Event = rounds.Rejected(device=device, now=now, sha256=sha256, reason=str(exc))
-            fate, reason = self._with_state(record, "rejected", str(exc), now), str(exc)
-        else:
-            event = rounds.Received(device=device, now=now, sha256=sha256)
-            fate, reason = self._with_state(record, "received", "", now), ""
-        verdict = self._advance(current, event, update=fate)
+            self._reject(current, record, str(exc), now)
+            return
+        received = rounds.Received(device=device, now=now, sha256=sha256)
+        self._decide(current, received, self._with_state(record, "received", "", now), now)
+
+    def _reject(self, current: OpenRound, record: UpdateRecord, reason: str, now: float) -> None:
+        sha256 = record.manifest.blob.sha256
+        rejected = rounds.Rejected(device=record.device, now=now, sha256=sha256, reason=reason)
+        self._decide(current, rejected, self._with_state(record, "rejected", reason, now), now)
+
+    def _decide(self, current: OpenRound, event: rounds.Event, record: UpdateRecord, now: float) -> None:
+        """Let the round judge an update; `record` has the state that it gets if the round has a use for it."""
+        verdict = self._advance(current, event, update=record)
         if verdict in (rounds.Verdict.COUNTED, None):
-            self._tell_update(fate)
+            self._tell_update(record)
         else:
-            self._settle_update(record, _FATES[verdict], reason, now)
+            self._settle_update(record, _FATES[verdict], record.reason, now)
 
     def _not_arrived(self, device: str, sha256: str, reason: str, now: float) -> None:
         current = self.round
@@ -247,7 +270,7 @@ class Collector:
         _log.warning("%s: update %s cannot be had: %s", device, sha256[:12], reason)
         self._advance(current, rounds.Lost(device=device, now=now))
 
-    def _record(self, device: str, report: Done, *, round_number: int, now: float) -> UpdateRecord:
+    def _record(self, device: str, report: Done, round_number: int, now: float) -> UpdateRecord:
         return UpdateRecord(
             task=report.task,
             device=device,
@@ -280,14 +303,15 @@ class Collector:
         event: rounds.Event,
         *,
         update: UpdateRecord | None = None,
-        failures: dict[str, str] | None = None,
     ) -> rounds.Verdict | None:
         """Apply an event and save what it changed, `update` too if the event took effect, in one transaction."""
-        state, verdict = rounds.advance(current.state, event)
+        before = current.state
+        state, verdict = rounds.advance(before, event)
         took_effect = verdict in (None, rounds.Verdict.COUNTED)
-        if state != current.state or (update is not None and took_effect):
+        if state != before or (update is not None and took_effect):
+            changed = [device for device, part in state.devices.items() if part != before.devices[device]]
             records = [update] if update is not None and took_effect else []
-            self._store.save_round(current.key, state, updates=records, failures=failures)
+            self._store.save_round(current.key, state, devices=changed, updates=records)
         current.state = state
         return verdict
 

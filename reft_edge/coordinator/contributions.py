@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from reft_edge.bundle.bundle import weights_limit
 from reft_edge.errors import BundleError
 from reft_edge.wire.codecs import decode_tensors
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from reft_edge.coordinator.catalogue import CompiledVariant
     from reft_edge.types import Array, Tensors
     from reft_edge.wire.blobs import BlobStore
-    from reft_edge.wire.messages import UpdateManifest, WeightsRef
+    from reft_edge.wire.messages import UpdateManifest, WeightsCodec, WeightsRef
 
 MAX_NORM_RATIO = 10.0
 """An update may be this many times as long (Euclidean norm over all parameters) as the weights it started from.
@@ -51,10 +52,20 @@ def read_update(contribution: Contribution, blobs: BlobStore) -> dict[str, Array
     return decode_tensors(data, contribution.update.codec, contribution.variant.manifest.tensors)
 
 
+def unwanted_reason(update: UpdateManifest, manifest: Manifest, codec: WeightsCodec) -> str:
+    """Why an announced update need not even be pulled; empty when it may be useful."""
+    if update.codec != codec:
+        return f"the update is encoded as {update.codec}; {codec} was asked for"
+    limit = weights_limit(manifest)
+    if update.blob.size_bytes > limit:
+        return f"the update has {update.blob.size_bytes} bytes; at most {limit} can be of use"
+    if update.training_samples < 1:
+        return "the update was trained on no samples"
+    return ""
+
+
 def check_update(contribution: Contribution, blobs: BlobStore) -> None:
     """Raise `BundleError`, with the reason, for an update that must not be merged."""
-    if contribution.update.training_samples < 1:
-        raise BundleError("the update was trained on no samples")
     delta = read_update(contribution, blobs)
     manifest = contribution.variant.manifest
     length = _norm(delta, manifest)

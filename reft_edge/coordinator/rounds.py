@@ -82,7 +82,9 @@ class RoundRules(msgspec.Struct, frozen=True, kw_only=True):
     quorum: float
     """Share of the assigned devices whose updates are needed, above 0 and at most 1."""
     grace_s: float = 30.0
+    """More time for announced updates that wait for their turn to upload."""
     absent_s: float = 120.0
+    """With the quorum, devices that have been offline this long are not waited for."""
     on_missed_quorum: Literal["extend", "fail"] = "extend"
     max_extensions: int = 3
     """How often `deadline_s` is added before the round fails after all."""

@@ -22,6 +22,9 @@ from reft_edge.wire.messages import Close
 LOOK_S = 0.2
 """While waiting for devices: how often at least to look at the clock."""
 
+MAX_REASONS = 5
+"""Devices that one error message explains."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -96,7 +99,7 @@ class Session:
         plan = self._planner.plan(key, parts.fleet.ready())
         self._tell_planned(key, plan)
         if not plan.assignments:
-            reasons = "; ".join(f"{item.device}: {item.reason}" for item in plan.excluded)
+            reasons = "; ".join(f"{item.device}: {item.reason}" for item in plan.excluded[:MAX_REASONS])
             raise PlanError(f"no device can take part in round {key.number}: {reasons}")
         state = start_round([assignment.device for assignment in plan.assignments], parts.settings.round_rules)
         record = RoundRecord(key=key, phase=state.phase.value, started_at=parts.clock())
@@ -124,7 +127,7 @@ class Session:
         `later`: this is not the run's first round.
         """
         parts, settings = self._parts, self._parts.settings
-        n_needed = math.ceil(settings.min_devices * settings.quorum) if later else settings.min_devices
+        n_needed = math.ceil(settings.min_devices * settings.quorum - 1e-9) if later else settings.min_devices
         deadline = parts.clock() + settings.enrol_wait_s
         enough_since: float | None = None
         told: int | None = None

@@ -15,7 +15,7 @@ mode with full synchronization, because a receipt makes a device delete its copy
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -136,8 +136,8 @@ class Store:
         key: RoundKey,
         state: Round,
         *,
+        devices: Iterable[str] = (),
         updates: Sequence[UpdateRecord] = (),
-        failures: dict[str, str] | None = None,
         merged: BlobRef | None = None,
         distilled: BlobRef | None = None,
         metrics: Sequence[MetricRecord] = (),
@@ -145,8 +145,8 @@ class Store:
     ) -> None:
         """The round's state, and in the same transaction what made it so.
 
-        `failures` are kinds of failure by device. `distilled` are also the weights that the next round starts with.
-        When collecting has ended, updates that count and were merged change to `merged` with `merged`.
+        `devices` are those whose part has changed. `distilled` are also the weights that the
+        next round starts with. With `merged`, the updates that count change to state `merged`.
         """
         columns: dict[str, Any] = {
             "phase": state.phase.value,
@@ -158,10 +158,9 @@ class Store:
         columns |= {name: value for name, value in extra.items() if value is not None}
         with self._transaction() as connection:
             connection.execute(update(tables.rounds).where(*_is(tables.rounds, key)).values(**columns))
-            for device, part in state.devices.items():
+            for device in devices:
+                part = state.devices[device]
                 values = {"standing": part.standing.value, "update": part.update, "reason": part.reason}
-                if failures and device in failures:
-                    values["failure"] = failures[device]
                 table = tables.assignments
                 connection.execute(update(table).where(table.c.task == key.task(device)).values(**values))
             for record in updates:
@@ -197,6 +196,12 @@ class Store:
         with self._transaction() as connection:
             row = connection.execute(select(table.c.device, table.c.number).where(table.c.task == task)).one_or_none()
             return None if row is None else (str(row[0]), int(row[1]))
+
+    def save_failure(self, task: str, failure: str) -> None:
+        """The kind of failure that a device named, perhaps after its round was over."""
+        table = tables.assignments
+        with self._transaction() as connection:
+            connection.execute(update(table).where(table.c.task == task).values(failure=failure))
 
     def load_round(self, record: RoundRecord, rules: RoundRules) -> Round:
         """The state machine's value as it was saved last."""

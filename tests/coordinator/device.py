@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from reft_edge.agent.trainer import Trainer
-from reft_edge.bundle.manifest import Manifest
+from reft_edge.bundle.manifest import BlobRef, Manifest
 from reft_edge.data.dataset import Dataset, batches
 from reft_edge.profiling.profile import DeviceProfile, Quantity
 from reft_edge.wire import messages, mqtt, topics
@@ -22,9 +22,9 @@ from reft_edge.wire.codecs import decode_tensors, encode_tensors
 from reft_edge.wire.endpoint import BrokerSettings
 from reft_edge.wire.transfer import Courier, Delivered, Fetched
 
-Behaviour = Literal["good", "refuses", "out_of_memory", "late", "garbage", "diverges", "again"]
+Behaviour = Literal["good", "refuses", "out_of_memory", "late", "garbage", "diverges", "again", "huge"]
 """`late`: reports when its round is over. `again`: announces a second, different update for each task after the first.
-`out_of_memory`: fails unless pruned."""
+`out_of_memory`: fails unless pruned. `huge`: announces an update of a gigabyte."""
 
 
 def profile(name: str, flops_per_s: float = 1e13, memory_bytes: float = 2**30) -> DeviceProfile:
@@ -204,11 +204,14 @@ class Device:
         data = encode_tensors(update.values, task.plan.update_codec)
         if self._behaviour == "garbage":
             data = data[:-7] + b"garbage"
+        blob = self._blobs.put(data)
+        if self._behaviour == "huge":
+            blob = BlobRef(sha256=blob.sha256, size_bytes=10**9)
         done = messages.Done(
             task=task.task,
             round=task.round,
             update=messages.UpdateManifest(
-                blob=self._blobs.put(data),
+                blob=blob,
                 codec=task.plan.update_codec,
                 training_samples=len(self._dataset),
                 loss_first=self._losses[0],

@@ -171,8 +171,8 @@ class ForwardClock:
 
 
 def test_every_kind_of_bad_device_costs_its_own_update_only(write, fleet):
-    behaviours = ("good", "refuses", "garbage", "diverges", "again", "late")
-    preparation = write(len(behaviours), rounds=2, deadline_s=500, extra="max_parallel_uploads = 1")
+    behaviours = ("good", "refuses", "garbage", "diverges", "again", "huge", "late")
+    preparation = write(len(behaviours), rounds=2, deadline_s=500, quorum=0.2, extra="max_parallel_uploads = 1")
     fleet(*behaviours, names=behaviours)
     clock, fates = ForwardClock(), []
 
@@ -183,7 +183,7 @@ def test_every_kind_of_bad_device_costs_its_own_update_only(write, fleet):
             "uploading",
         ):
             fates.append((event.round, event.device.split("-")[1], event.state))
-            if sum(fate[0] == event.round and fate[2] != "late" for fate in fates) == 6:
+            if sum(fate[0] == event.round and fate[2] != "late" for fate in fates) == 7:
                 clock.move_on(510)
 
     seen: list[events.Event] = []
@@ -194,16 +194,18 @@ def test_every_kind_of_bad_device_costs_its_own_update_only(write, fleet):
         ("again", "duplicate"),
         ("garbage", "rejected"),
         ("diverges", "rejected"),
+        ("huge", "rejected"),
         ("refuses", "refused"),
     }
     assert {fate for fate in fates if fate[2] != "late"} == {(number, *fate) for number in (1, 2) for fate in expected}
     assert (1, "late", "late") in fates  # the second round's comes when the run has ended, or just before
-    assert [(closed.counted, closed.asked) for closed in of_kind(seen, events.RoundClosed)] == [(2, 6), (2, 6)]
+    assert [(closed.counted, closed.asked) for closed in of_kind(seen, events.RoundClosed)] == [(2, 7), (2, 7)]
     reasons = {event.device.split("-")[1]: event.reason for event in of_kind(seen, events.UpdateSeen)}
     assert "norm" in reasons["diverges"]
+    assert "1000000000 bytes" in reasons["huge"]
     assert {state: summary.updates[state] for state in ("merged", "rejected", "duplicate")} == {
         "merged": 4,
-        "rejected": 4,
+        "rejected": 6,
         "duplicate": 2,
     }
 

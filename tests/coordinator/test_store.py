@@ -78,7 +78,8 @@ def test_a_round_comes_back_as_it_was(store, tmp_path):
     state = start(store)
     state = rounds.advance(state, rounds.Received(device="d1", now=11, sha256="a" * 64)).round
     state = rounds.advance(state, rounds.Failed(device="d2", now=12, reason="killed")).round
-    store.save_round(KEY, state, updates=[update_record("d1", state="received")], failures={"d2": "out_of_memory"})
+    store.save_round(KEY, state, devices=["d1", "d2"], updates=[update_record("d1", state="received")])
+    store.save_failure(KEY.task("d2"), "out_of_memory")
     store.close()
     again = Store(tmp_path)
     (record,) = again.rounds("run1")
@@ -136,6 +137,7 @@ def test_saving_twice_is_saving_once(store):
     assert len(store.variants("run1")) == 1
     assert store.update(KEY.task("d1"), "a" * 64) == update_record("d1")
     assert store.update(KEY.task("d1"), "b" * 64) is None
+    assert (store.task_owner(KEY.task("d1")), store.task_owner("nobody's")) == (("d1", 1), None)
 
 
 def test_a_device_is_remembered_as_it_last_was(store):
