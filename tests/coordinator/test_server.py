@@ -15,7 +15,7 @@ from reft_edge.coordinator.settings import load_federation
 from reft_edge.coordinator.store import Store
 from reft_edge.data.dataset import Dataset
 from reft_edge.errors import ConfigError, FederationError
-from reft_edge.simulation.brokers import start_broker
+from reft_edge.simulation.brokers import find_mosquitto
 from reft_edge.wire.endpoint import BrokerSettings
 from tests.coordinator.device import Device
 
@@ -61,11 +61,13 @@ epochs = 2
 """
 
 
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory):
-    """One kind is enough here; `tests/test_federation.py` runs on both."""
-    with start_broker("auto", directory=tmp_path_factory.mktemp("broker")) as running:
-        yield running
+@pytest.fixture
+def broker(own_broker):
+    """One that a test may kill. One kind is enough for most tests; `tests/test_federation.py` runs on both."""
+    return own_broker
+
+
+ONE_KIND = pytest.mark.parametrize("own_broker", ["mosquitto" if find_mosquitto() else "embedded"], indirect=True)
 
 
 def address(broker):
@@ -135,6 +137,7 @@ def of_kind(seen, kind):
     return [event for event in seen if isinstance(event, kind)]
 
 
+@ONE_KIND
 def test_a_federation_runs_from_profile_to_exported_models(write, fleet):
     preparation = write(3)
     devices = fleet("good", "good", "good")
@@ -170,6 +173,7 @@ class ForwardClock:
         self._offset += seconds
 
 
+@ONE_KIND
 def test_every_kind_of_bad_device_costs_its_own_update_only(write, fleet):
     behaviours = ("good", "refuses", "garbage", "diverges", "again", "huge", "late")
     preparation = write(len(behaviours), rounds=2, deadline_s=500, quorum=0.2, extra="max_parallel_uploads = 1")
@@ -210,6 +214,7 @@ def test_every_kind_of_bad_device_costs_its_own_update_only(write, fleet):
     }
 
 
+@ONE_KIND
 def test_a_device_that_ran_out_of_memory_gets_a_smaller_variant(write, fleet):
     preparation = write(2, rounds=2)
     fleet("good", "out_of_memory")
@@ -222,6 +227,7 @@ def test_a_device_that_ran_out_of_memory_gets_a_smaller_variant(write, fleet):
     assert {"variant-0.5", "variant-0.5.int8"} <= {export.name for export in summary.exports}
 
 
+@ONE_KIND
 def test_a_round_without_quorum_is_planned_again_and_then_fails_the_run(write, fleet):
     preparation = write(1, rounds=1, extra="max_attempts = 2")
     fleet("refuses")
@@ -229,11 +235,13 @@ def test_a_round_without_quorum_is_planned_again_and_then_fails_the_run(write, f
         run(preparation)
 
 
+@ONE_KIND
 def test_too_few_devices_are_an_error_that_says_what_to_do(write):
     with pytest.raises(FederationError, match=r"0 of 2 devices announced themselves .* start their agents"):
         run(write(2, enrol_wait_s=0.2))
 
 
+@ONE_KIND
 def test_a_device_whose_data_do_not_fit_is_told_apart(write, fleet, tmp_path, broker, federation):
     preparation = write(2, rounds=1)
     fleet("good")
@@ -262,6 +270,7 @@ class InterruptedTestError(Exception):
     pass
 
 
+@ONE_KIND
 def test_a_run_goes_on_after_an_interruption_at_any_moment(write, fleet):
     preparation = write(2, quorum=1.0)
     waiting = list(INTERRUPTIONS)
@@ -287,10 +296,28 @@ def test_a_run_goes_on_after_an_interruption_at_any_moment(write, fleet):
     assert all(len({task.task for task in device.tasks}) == 2 for device in devices)
 
 
+@pytest.mark.slow
+def test_a_broker_that_dies_with_all_it_knew_costs_no_update(write, fleet, broker):
+    preparation = write(3, quorum=1.0)
+    fleet("good", "good", "good")
+    deaths = [events.RoundStarted, events.UpdateSeen]
+
+    def listener(event):
+        if deaths and isinstance(event, deaths[0]):
+            del deaths[0]
+            broker.kill()
+            broker.start()
+
+    summary = Coordinator(preparation, listener=listener).run()
+    assert not deaths
+    assert summary.updates == {"merged": 6}
+
+
 class StoreDiedError(Exception):
     pass
 
 
+@ONE_KIND
 def test_a_run_survives_a_death_at_any_transaction(write, fleet, monkeypatch):
     """Every process may do a little more than the one before, and dies just before or just after a commit."""
     preparation = write(2, quorum=1.0)
@@ -322,6 +349,7 @@ def test_a_run_survives_a_death_at_any_transaction(write, fleet, monkeypatch):
     assert summary.final("accuracy") > 0.9
 
 
+@ONE_KIND
 def test_another_model_needs_a_new_run(write, fleet):
     preparation = write(1, rounds=1)
     fleet("good")
