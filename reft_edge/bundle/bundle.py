@@ -15,7 +15,7 @@ import msgspec
 
 from reft_edge.bundle.container import container_limit, decompress, pack_tensors, unpack_tensors
 from reft_edge.bundle.manifest import MAX_MANIFEST_BYTES, BlobRef, Manifest, TensorSpec
-from reft_edge.errors import BundleError
+from reft_edge.errors import BundleError, ResourceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -72,15 +72,18 @@ class Bundle:
     weights: bytes
 
     def save(self, directory: Path | str) -> Path:
-        """Write the four files into `directory`, which is created; returns it."""
+        """Write the four files into `directory`, which is created; returns it. Raises `ResourceError`."""
         from pathlib import Path
 
         target = Path(directory)
-        target.mkdir(parents=True, exist_ok=True)
-        (target / TRAINING_FILE).write_bytes(self.training_graph)
-        (target / INFERENCE_FILE).write_bytes(self.inference_graph)
-        (target / WEIGHTS_FILE).write_bytes(self.weights)
-        (target / MANIFEST_FILE).write_bytes(self.manifest.to_json())
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            (target / TRAINING_FILE).write_bytes(self.training_graph)
+            (target / INFERENCE_FILE).write_bytes(self.inference_graph)
+            (target / WEIGHTS_FILE).write_bytes(self.weights)
+            (target / MANIFEST_FILE).write_bytes(self.manifest.to_json())
+        except OSError as exc:
+            raise ResourceError(f"the bundle {target} cannot be written: {exc.strerror or exc}") from exc
         return target
 
     @classmethod

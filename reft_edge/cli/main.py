@@ -1,7 +1,7 @@
 """The `reft-edge` command: finds the subcommand, runs it, turns errors into one line and an exit code.
 
-Every subcommand is a module of this package with `configure(parser)` and `run(args) -> int`; its docstring is the help text.
-Only the module that is asked for is imported, so that the agent never pays for the coordinator's imports.
+Every subcommand is a module of this package with `configure(parser)` and `run(args) -> int`; its docstring is the help
+text. Only the module that is asked for is imported, so that the agent never pays for the coordinator's imports.
 
 Exit codes: 0 success; 2 wrong arguments or settings; 3 data; 4 model; 5 no plan; 6 bundle; 7 broker; 8 federation
 failed; 9 out of memory or disk; 130 interrupted.

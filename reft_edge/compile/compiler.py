@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,17 @@ import torch
 
 from reft_edge.bundle.bundle import Bundle, blob_ref
 from reft_edge.bundle.container import compress, pack_tensors
-from reft_edge.bundle.manifest import SGD, CrossEntropy, DType, Loss, Manifest, MeanSquaredError, Optimizer, TensorSpec
+from reft_edge.bundle.manifest import (
+    SGD,
+    Adam,
+    CrossEntropy,
+    DType,
+    Loss,
+    Manifest,
+    MeanSquaredError,
+    Optimizer,
+    TensorSpec,
+)
 from reft_edge.compile import rules  # noqa: F401 - importing registers them
 from reft_edge.compile.cost import count_cost
 from reft_edge.compile.graph import Built, GraphBuilder, Value
@@ -46,8 +57,10 @@ def compile_bundle(
     compiled.
     """
     subject = Subject.of(module)
-    shape = tuple(int(size) for size in input_shape)
+    shape = _shape(input_shape)
     options = optimizer if optimizer is not None else SGD(momentum=0.9)
+    if not isinstance(options, SGD | Adam):
+        raise ModelError(f"optimizer {options!r} cannot be compiled; give SGD(...) or Adam(...) of reft_edge.compile")
     chosen = _loss(loss)
     small, large = (_samples(n, shape, input_dtype) for n in (SMALL_BATCH, LARGE_BATCH))
     inference_traces = (trace_inference(subject, small), trace_inference(subject, large))
@@ -85,6 +98,16 @@ def _loss(loss: Loss | str) -> Loss:
             raise ModelError(f"loss {loss!r} is unknown; choose one of {', '.join(LOSSES)}")
         return LOSSES[loss]()
     return loss
+
+
+def _shape(input_shape: Sequence[int]) -> tuple[int, ...]:
+    try:
+        shape = tuple(operator.index(size) for size in input_shape)
+    except TypeError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise ModelError(f"input_shape = {input_shape!r} is no shape of a sample; expected sizes like (3, 32, 32)")
+    return shape
 
 
 def _samples(n_batch: int, shape: Sequence[int], dtype: DType) -> torch.Tensor:

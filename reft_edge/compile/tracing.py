@@ -8,11 +8,14 @@ a deep copy is.
 from __future__ import annotations
 
 import copy
+import logging
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +28,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from reft_edge.compile.lowering import dtype_name, is_known
+from reft_edge.compile.lowering import dtype_name, is_known, operator_name
 from reft_edge.errors import ModelError
 
 FORWARD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -158,16 +161,29 @@ def _trace(
             functional = make_fx(replay, tracing_mode="fake")(*flat)
         except FORWARD_ERRORS as exc:
             where = f" in module {paths[-1]!r}" if paths and paths[-1] else ""
-            raise ModelError(f"the model cannot be traced{where}: {_reason(exc)}") from exc
+            raise ModelError(f"the model cannot be traced{where}{_user_line(exc)}: {_reason(exc)}") from exc
     for node in reversed(functional.graph.nodes):
         # Updates of inputs are written back at the end as well as returned; only the latter is wanted.
         if node.target is torch.ops.aten.copy_.default and node.args[0].op == "placeholder" and not node.users:
             functional.graph.erase_node(node)
     functional.graph.eliminate_dead_code()
+    _check_shapes(functional)
     placeholders = [node for node in functional.graph.nodes if node.op == "placeholder"]
     for node, name in zip(placeholders, names, strict=True):
         node.name = name
     return Trace(functional)
+
+
+def _check_shapes(traced: fx.GraphModule) -> None:
+    """Raises `ModelError` where a size is known only when the model runs, as after `x[x > 0]`."""
+    for node in traced.graph.nodes:
+        for value in torch.utils._pytree.tree_leaves(node.meta.get("val")):
+            if isinstance(value, Tensor) and any(isinstance(size, torch.SymInt) for size in value.shape):
+                module = (node.meta.get("custom") or {}).get("module", "")
+                raise ModelError(
+                    f"operator {operator_name(node.target)} in module {module!r}: the size of its result depends on "
+                    "the data; use torch.where instead of boolean indexing"
+                )
 
 
 class _Replay(fx.Interpreter):
@@ -245,27 +261,46 @@ def _module_paths(module: nn.Module) -> Iterator[list[str]]:
         handles.append(part.register_forward_hook(leave))
     try:
         with fx_traceback.preserve_node_meta(), sdpa_kernel(SDPBackend.MATH):
-            yield stack
+            try:
+                yield stack
+            finally:
+                while entered:  # after an error in a forward; before torch takes its own annotations back
+                    entered.pop().__exit__(None, None, None)
     finally:
-        while entered:
-            entered.pop().__exit__(None, None, None)
         for handle in handles:
             handle.remove()
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch's internals warn about themselves while tracing; a user can do nothing about it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """torch warns about itself while tracing, and logs a traceback before it raises; what a user needs is raised."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _reason(error: BaseException) -> str:
-    text = str(error).strip()
     if isinstance(error, _DATA_DEPENDENT):
-        return f"its computation depends on the data ({_first_line(text)}); use torch.where instead of if and item()"
-    return _first_line(text) or type(error).__name__
+        return "its computation depends on the data; use torch.where instead of if and item()"
+    return _first_line(str(error).strip()) or type(error).__name__
+
+
+def _user_line(error: BaseException) -> str:
+    """The line of the user's own code that failed, as ` (model.py, line 12)`; empty when all of it was torch's."""
+    inside = False
+    found = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if frame.filename == __file__ and frame.name == _call.__name__:
+            inside = True
+        elif inside and "/torch/" not in frame.filename and Path(frame.filename).is_file():
+            found = f" ({Path(frame.filename).name}, line {frame.lineno})"
+    return found
 
 
 def _first_line(text: str) -> str:

@@ -119,6 +119,11 @@ class Pair(Scale):
         return x, x * self.weight
 
 
+class Selecting(Scale):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x * self.weight)[x[:, 0] > 0]
+
+
 class Flattened(Scale):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return (x * self.weight).flatten()
@@ -134,6 +139,8 @@ def tied() -> nn.Module:
     ("make", "message"),
     [
         (lambda: nn.Sequential(nn.Linear(4, 4), Branching(4)), "module '1'.*depends on the data"),
+        (lambda: Branching(4), r"traced \(test_compiler.py, line \d+\): .*depends on the data"),
+        (lambda: nn.Sequential(Selecting(4)), "operator aten::.* in module '0': the size .* depends on the data"),
         (lambda: nn.Sequential(nn.Linear(4, 4), nn.Sequential(Spectrum(4))), "operator aten::_fft_r2c in module '1.0'"),
         (lambda: nn.Sequential(nn.Linear(5, 4)), "module '0'.*same reduction dim"),
         (lambda: nn.Linear(4, 4).double(), "float64.*float"),
@@ -144,14 +151,22 @@ def tied() -> nn.Module:
         (lambda: object(), "not a torch.nn.Module"),
     ],
 )
-def test_what_cannot_be_compiled_is_named(make: Callable[[], nn.Module], message: str) -> None:
+def test_what_cannot_be_compiled_is_named(
+    make: Callable[[], nn.Module], message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(ModelError, match=message):
         compile_bundle(make(), (4,))
+    assert capfd.readouterr() == ("", ""), "torch's own tracebacks are not for the user"
 
 
 def test_an_unknown_loss_and_outputs_that_do_not_suit_it_are_refused() -> None:
     with pytest.raises(ModelError, match="'hinge' is unknown"):
         compile_bundle(nn.Linear(4, 2), (4,), loss="hinge")
+    with pytest.raises(ModelError, match="optimizer 'adam'"):
+        compile_bundle(nn.Linear(4, 2), (4,), optimizer="adam")  # type: ignore[arg-type]
+    for shape in ((), (0,), 4, "4"):
+        with pytest.raises(ModelError, match="input_shape"):
+            compile_bundle(nn.Linear(4, 2), shape)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="cross entropy needs"):
         compile_bundle(nn.Conv2d(1, 2, 3), (1, 8, 8))
 

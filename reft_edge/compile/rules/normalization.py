@@ -1,7 +1,10 @@
 """Batch, layer and group norm, and their derivatives.
 
 All three are y = (x - mean) * rstd * weight + bias. With dy the output gradient, g = dy * weight and means over the
-entries that share one (Ioffe and Szegedy, arXiv 1502.03167, section 3): dx = rstd * (g - mean(g) - xhat * mean(g * xhat)).
+entries that share one (Ioffe and Szegedy, arXiv 1502.03167, section 3):
+
+    dx = rstd * (g - mean(g) - xhat * mean(g * xhat))
+
 The rules keep x and the statistics for the backward pass and no other activation, and fold scale and shift into as few
 passes over x as they can.
 """
