@@ -27,7 +27,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from reft_edge.errors import BrokerError, ConfigError, ReftError
+from reft_edge.errors import BrokerError, ConfigError, ResourceError
 
 if TYPE_CHECKING:
     from reft_edge.coordinator.report.live import Watcher
@@ -186,7 +186,7 @@ def _write(report: RunReport, directory: Path) -> None:
         (directory / "report.json").write_bytes(to_json(report) + b"\n")
         (directory / "report.html").write_text(to_html(report), encoding="utf-8")
     except OSError as exc:
-        raise ReftError(f"the report cannot be written to {directory}: {exc.strerror or exc}") from exc
+        raise ResourceError(f"the report cannot be written to {directory}: {exc.strerror or exc}") from exc
 
 
 @contextlib.contextmanager
@@ -204,7 +204,6 @@ def _ending_on_sigterm() -> Iterator[None]:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)

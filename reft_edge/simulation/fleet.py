@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import queue
+import subprocess
 import sys
 import threading
 import time
@@ -46,7 +47,11 @@ def run_fleet(directory: Path, agents: Sequence[Path], *, children: Children, ti
             yield event
             if isinstance(event, Finished):
                 break
-    if coordinator.process.wait(max(1.0, end - time.monotonic())) != 0:
+    try:
+        status = coordinator.process.wait(max(1.0, end - time.monotonic()))
+    except subprocess.TimeoutExpired as exc:
+        raise FederationError(f"the coordinator has finished but does not end (log: {coordinator.log_path})") from exc
+    if status != 0:
         raise FederationError(coordinator.obituary())
 
 
