@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import reft_edge
-from reft_edge.agent.base_memory import runtime_base_bytes
+from reft_edge.agent.empty_worker import EmptyWorker, measure_empty_worker
 from reft_edge.agent.link_probe import LinkSpeed, measure_link
 from reft_edge.agent.reference_step import matrix_product, training_step
 from reft_edge.profiling.load import NOTABLE_SHARE, read_load
@@ -27,6 +27,7 @@ from reft_edge.wire.endpoint import BrokerSettings
 Tell: TypeAlias = Callable[[str], None]
 
 _DIGITS = 5
+_EMPTY_WORKER = "a fresh process that loaded the trainer"
 """Significant digits of a timed value: more than it is good for, few enough to read. Counts stay exact."""
 
 
@@ -64,7 +65,7 @@ class Readings:
     system: System
     room: MemoryRoom
     link: LinkSpeed | None
-    base_bytes: int | None
+    worker: EmptyWorker | None
     copy: Rate
     product: Rate
     product_of: str
@@ -123,8 +124,8 @@ def _read(effort: _Effort, *, threads: int | None, broker: BrokerSettings | None
     if broker is not None:
         tell(f"link to broker {broker.address}")
         link = measure_link(broker, budget_s=effort.link_s)
-    tell("memory of an empty worker")
-    base_bytes = runtime_base_bytes()
+    tell("memory and start of an empty worker")
+    worker = measure_empty_worker()
     thermal, load = read_thermal(), read_load()
     tell("memory bandwidth")
     copy = copy_bandwidth(threads=n_threads, available_bytes=room.available_bytes, repetition=effort.copy)
@@ -139,7 +140,7 @@ def _read(effort: _Effort, *, threads: int | None, broker: BrokerSettings | None
         system=system,
         room=room,
         link=link,
-        base_bytes=base_bytes,
+        worker=worker,
         copy=copy,
         product=product_rate,
         product_of=product.description,
@@ -156,7 +157,7 @@ def to_profile(
     """The readings as a profile; every value says how and when it was measured."""
     system, room, link = readings.system, readings.room, readings.link
     note = _Source(effort=effort, threads=threads or system.threads)
-    base, celsius = readings.base_bytes, readings.thermal.temperature_celsius
+    worker, celsius = readings.worker, readings.thermal.temperature_celsius
     board = f"{system.board}, " if system.board else ""
     return DeviceProfile(
         name=name or suggested_name(system),
@@ -171,7 +172,8 @@ def to_profile(
         memory_bandwidth_bytes_per_s=note.rate(readings.copy.per_s, readings.copy, "copy"),
         memory_total_bytes=note.measured(room.total_bytes, "the machine's memory and control groups"),
         memory_available_bytes=note.measured(room.available_bytes, room.bound_by),
-        runtime_base_bytes=None if base is None else note.measured(base, "a fresh process that loaded the trainer"),
+        runtime_base_bytes=None if worker is None else note.measured(worker.resident_bytes, _EMPTY_WORKER),
+        worker_start_s=None if worker is None else note.measured(worker.start_s, _EMPTY_WORKER),
         disk_free_bytes=note.measured(disk_free, "free for an ordinary user"),
         # Frost is possible on a mast; a quantity cannot be negative, and below zero nothing throttles.
         temperature_celsius=None

@@ -137,7 +137,8 @@ def table(profile: DeviceProfile) -> Iterator[str]:
     available = profile.memory_available_bytes
     yield _row("memory", _mebi(profile.memory_total_bytes))
     yield _row("  available", _mebi(available), available.source.rpartition(": ")[2] if available else "")
-    yield _row("  empty worker", _mebi(profile.runtime_base_bytes))
+    start = profile.worker_start_s
+    yield _row("  empty worker", _mebi(profile.runtime_base_bytes), f"started in {start.value:.2f} s" if start else "")
     yield _row("disk free", _mebi(profile.disk_free_bytes))
     if profile.link_round_trip_s is not None:
         yield _row("round trip", f"{profile.link_round_trip_s.value * 1e3:.2f} ms", "to the broker and back")

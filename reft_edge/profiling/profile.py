@@ -63,7 +63,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     runtime_base_bytes: Quantity | None = None
     """Resident memory of a worker that holds no model yet."""
     worker_start_s: Quantity | None = None
-    """From the worker having a bundle to its first training step; unknown: the planner guesses from the speed."""
+    """Until a fresh worker can train; unknown: the planner guesses from the speed."""
     disk_free_bytes: Quantity | None = None
     link_down_bytes_per_s: Quantity | None = None
     link_up_bytes_per_s: Quantity | None = None

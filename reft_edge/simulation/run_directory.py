@@ -1,13 +1,15 @@
-"""The folder of an emulated federation: settings, data and board profiles, as a person would have written them.
+"""The folder of an emulated federation: settings and data, as a person would have written them.
 
     <run>/federation.toml                the coordinator's settings; results and memory under federation/
     <run>/agent-<board>.toml             one agent's settings, for each board
-    <run>/boards/<board>.toml            the board's profile
     <run>/data/{public,test,<board>}.npz
     <run>/spool/<board>/                 the agent's own
     <run>/logs/<process>.log
 
 Everything needed lies inside, so any of the processes can be started again by hand.
+
+A board is emulated by the limits in its agent.toml: its agent measures this machine, as every agent measures its own,
+and then trains no faster and with no more memory than the board's reference profile allows.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import tomli_w
 
 import reft_edge
 from reft_edge.errors import ConfigError, ResourceError
-from reft_edge.profiling.profile import DeviceProfile, Quantity
+from reft_edge.profiling.profile import DeviceProfile
 from reft_edge.simulation.digits import INPUT_SHAPE, N_CLASSES, Digits, write_part
 
 if TYPE_CHECKING:
@@ -37,10 +39,6 @@ MARKER = ".reft-edge-demo"
 
 HOLDOUT_FRACTION = 0.1
 """Of a device's samples; they tell what its training brought."""
-
-
-EMULATED_START_S = 0.5
-"""What the first round is planned with; it measures 0.3 s on two quiet x86-64 cores."""
 
 
 class DemoOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +60,7 @@ class DemoOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def prepare(directory: Path, options: DemoOptions, digits: Digits, broker: BrokerSettings) -> list[Path]:
-    """Write settings, data and profiles into `directory`; returns the agents' settings files, a board each.
+    """Write settings and data into `directory`; returns the agents' settings files, a board each.
 
     Raises `ConfigError` for an unknown board and `ResourceError` when the disk refuses.
     """
@@ -73,9 +71,6 @@ def prepare(directory: Path, options: DemoOptions, digits: Digits, broker: Broke
         write_part(directory / "data" / f"{board}.npz", part)
     connection = {"host": broker.host, "port": broker.port, "mqtt_version": broker.mqtt_version}
     try:
-        (directory / "boards").mkdir(exist_ok=True)
-        for board in options.boards:
-            _write_toml(directory / "boards" / f"{board}.toml", emulated(profiles[board]).to_table())
         _write_toml(directory / FEDERATION_FILE, federation_table(options, connection))
         return [
             _write_toml(directory / f"agent-{board}.toml", agent_table(board, profile, connection))
@@ -83,12 +78,6 @@ def prepare(directory: Path, options: DemoOptions, digits: Digits, broker: Broke
         ]
     except OSError as exc:
         raise ResourceError(f"{directory} cannot be written: {exc.strerror or exc}") from exc
-
-
-def emulated(profile: DeviceProfile) -> DeviceProfile:
-    """The profile of a board that this machine stands in for: training is slowed, starting a process is not."""
-    start = Quantity(value=EMULATED_START_S, basis="specified", source="the emulating machine starts the worker")
-    return msgspec.structs.replace(profile, worker_start_s=start)
 
 
 def federation_table(options: DemoOptions, connection: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,7 +127,6 @@ def agent_table(board: str, profile: DeviceProfile, connection: Mapping[str, Any
             "memory_bytes": int(profile.planning_memory_bytes),
             "threads": 1,
         },
-        "profile": {"path": f"boards/{board}.toml"},
     }
 
 

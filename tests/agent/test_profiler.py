@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from reft_edge.agent.empty_worker import EmptyWorker
 from reft_edge.agent.profiler import Readings, disturbances, doubts, to_profile
 from reft_edge.profiling.memory import MemoryRoom
 from reft_edge.profiling.profile import DeviceProfile
@@ -35,7 +36,7 @@ def readings(**changes: Any) -> Readings:
         "system": system,
         "room": MemoryRoom(total_bytes=2**32, available_bytes=2**31, bound_by="control group"),
         "link": None,
-        "base_bytes": 50 * 2**20,
+        "worker": EmptyWorker(resident_bytes=50 * 2**20, start_s=0.5),
         "copy": rate(5),
         "product": rate(20),
         "product_of": "matrix product",
@@ -81,7 +82,7 @@ def test_a_quiet_measurement_has_a_profile_with_sources_and_no_warning() -> None
         ({"training": rate(8, stable=False)}, 8, ["training did not settle"]),
         ({"product": rate(60)}, 8, ["beats the theoretical"]),
         ({"clock_source": "assumed: unknown"}, 8, ["does not tell its clock"]),
-        ({"base_bytes": None}, 8, ["empty worker"]),
+        ({"worker": None}, 8, ["empty worker"]),
     ],
 )
 def test_what_disturbs_is_told_and_the_right_figure_counts(

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from reft_edge.agent.base_memory import runtime_base_bytes
+from reft_edge.agent.empty_worker import measure_empty_worker
 from reft_edge.agent.protocol import Configure, Train
 from reft_edge.agent.settings import Limits
 from reft_edge.compile import compile_bundle
@@ -86,11 +86,11 @@ def test_a_worker_takes_no_more_memory_than_predicted_and_not_much_less(
     workload = Workload(local_epochs=1, batch_size=batch_size, deadline_s=60.0)
     n_samples = 2 * batch_size
     option, measured = run_worker(tmp_path, model, workload, n_samples)
-    base = runtime_base_bytes()
-    assert base is not None
+    worker = measure_empty_worker()
+    assert worker is not None
     value = {name: Quantity(value=float(number), basis="measured") for name, number in
              (("cores", 2), ("clock_hz", 1e9), ("flops_per_cycle", 8), ("memory_total_bytes", 2**33),
-              ("runtime_base_bytes", base))}  # fmt: skip
+              ("runtime_base_bytes", worker.resident_bytes))}  # fmt: skip
     device = Device(device="d", profile=DeviceProfile(name="here", **value), training_samples=n_samples)
     predicted = predict(device, option, workload)
     assert predicted.steps >= measured.steps
