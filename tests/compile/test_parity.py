@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from reft_edge.bundle.manifest import SGD, Adam, CrossEntropy, MeanSquaredError
-from reft_edge.models.mobilenet import MobileNetV2
 from reft_edge.models.registry import build_model
 from reft_edge.models.vgg import VGG, VGG16
 
@@ -21,7 +20,10 @@ def same(*layers: nn.Module) -> nn.Module:
 
 
 def half_trained(module: nn.Module) -> nn.Module:
-    """Without dropout, and no tensor left at zero: relative to zero every rounding error is large."""
+    """Without dropout; no tensor at zero, relative to which every rounding error is large; and few activations near the
+    kinks of ReLU and ReLU6, where rounding alone decides whether a gradient passes (MobileNetV2 as initialised leaves
+    torch's own float64 result by 2% within four steps).
+    """
     for part in module.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
@@ -29,6 +31,9 @@ def half_trained(module: nn.Module) -> nn.Module:
         for parameter in module.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))
+        for part in module.modules():
+            if isinstance(part, nn.BatchNorm2d | nn.BatchNorm1d):
+                part.bias.add_(2.5)
     return module
 
 
@@ -163,7 +168,7 @@ def test_every_activation_trains_as_in_torch(activation: type[nn.Module], assert
     [
         (narrow_vgg16, (3, 32, 32)),
         (lambda: build_model("resnet_small", input_shape=(3, 16, 16), n_outputs=10), (3, 16, 16)),
-        (lambda: MobileNetV2((3, 16, 16), 10), (3, 16, 16)),
+        (lambda: build_model("mobilenet_v2", input_shape=(3, 16, 16), n_outputs=10), (3, 16, 16)),
         (lambda: build_model("vit_small", input_shape=(3, 16, 16), n_outputs=10), (3, 16, 16)),
         (lambda: build_model("sensor_cnn", input_shape=(6, 64), n_outputs=6), (6, 64)),
         (lambda: build_model("mlp", input_shape=(20,), n_outputs=5), (20,)),
@@ -175,7 +180,7 @@ def test_ten_steps_of_a_whole_net_end_where_torch_ends(
     make: Callable[[], nn.Module], shape: tuple[int, ...], assert_trains_like_torch: Check
 ) -> None:
     torch.manual_seed(3)
-    assert_trains_like_torch(half_trained(make()), shape, learning_rate=0.005, sizes=(16,))
+    assert_trains_like_torch(half_trained(make()), shape, learning_rate=0.001, sizes=(16,))
 
 
 @pytest.mark.parametrize(
