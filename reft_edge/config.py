@@ -21,6 +21,7 @@ Settings = TypeVar("Settings", bound=msgspec.Struct)
 MAX_SETTINGS_BYTES = 1 << 20
 """1 MiB: a settings file larger than this is some other file."""
 
+_MISSING_FIELD = re.compile(r"missing required field `(?P<field>[^`]*)`")
 _UNKNOWN_FIELD = re.compile(r"unknown field `(?P<field>[^`]*)`")
 
 
@@ -48,8 +49,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
         raise ConfigError(f"{path}: no such file") from exc
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path}: cannot be read: {exc}") from exc
+    except OSError as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{path}: not a text file; expected TOML in UTF-8") from exc
     except tomllib.TOMLDecodeError as exc:
         raise ConfigError(f"{path}: not valid TOML: {exc}") from exc
 
@@ -70,6 +73,9 @@ def _explain(message: str, kind: type[msgspec.Struct]) -> str:
         known = sorted(_all_fields(kind))
         where = f"[{path}] " if path else ""
         return f"{where}unknown key {field!r}{did_you_mean(field, known)}"
+    missing = _MISSING_FIELD.search(text)
+    if missing:
+        return f"{f'[{path}] ' if path else ''}lacks the key {missing['field']!r}"
     return f"{path}: {text}" if path else text
 
 

@@ -177,17 +177,17 @@ def _check(preparation: Preparation, args: argparse.Namespace) -> int:
             )
 
     report = check(preparation, profiles=[DeviceProfile.read(path) for path in args.profile], tell=tell)
+    nobody = bool(report.devices) and not any(device.option for device in report.devices)
     if args.json:
         _print_json(report)
     else:
         print(f"federation {report.federation}: {report.model}, {report.parameters:,} parameters")
         print(f"public data: {report.public_samples} samples; test data: {report.test_samples} samples")
-        print(f"{len(report.variants)} variants compile")
+        print(f"variants that compile: {len(report.variants)}")
         for device in report.devices:
             chosen = "takes no part" if device.option is None else f"ratio {device.option.ratio:.3g}"
             print(f"{device.device}: {chosen}: {device.reason}")
-        print("All right.")
-    nobody = bool(report.devices) and not any(device.option for device in report.devices)
+        print("No device can take part." if nobody else "All right.")
     return PlanError.exit_code if nobody else 0
 
 

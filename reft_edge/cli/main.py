@@ -16,6 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NoReturn
 
 import reft_edge
 from reft_edge.errors import ConfigError, ReftError
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _top_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="reft-edge",
         description="Train one model across small devices without moving their data.",
         epilog=EPILOG,
@@ -101,6 +102,7 @@ def _run_command(name: str, arguments: Sequence[str]) -> int:
             stream=sys.stderr,
         )
         code: int = module.run(args)
+        sys.stdout.flush()  # a reader that has gone is met here and not while Python ends
     except ReftError as exc:
         return _fail(name, str(exc), exc.exit_code)
     except ModuleNotFoundError as exc:
@@ -115,11 +117,22 @@ def _run_command(name: str, arguments: Sequence[str]) -> int:
         # The reader of our output has gone (`| head`); what Python would flush at exit goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except SystemExit as exc:
+        if isinstance(exc.__context__, BrokenPipeError):  # rich ends the process itself then
+            return 0
+        raise
     return code
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and not after ten lines of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(ConfigError.exit_code, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
 def _command_parser(name: str, module: ModuleType) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"reft-edge {name}",
         description=(module.__doc__ or "").strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -133,5 +146,5 @@ def _command_parser(name: str, module: ModuleType) -> argparse.ArgumentParser:
 
 
 def _fail(name: str, message: str, code: int) -> int:
-    print(f"reft-edge {name}: error: {message}", file=sys.stderr)
+    print(f"reft-edge {name}: error: {' '.join(message.splitlines())}", file=sys.stderr)
     return code

@@ -19,6 +19,7 @@ from reft_edge.compile import compile_bundle
 from reft_edge.compile.channels import ChannelMap
 from reft_edge.compile.prune import Pruner, Variant
 from reft_edge.coordinator.records import VariantRecord
+from reft_edge.errors import ModelError
 from reft_edge.models.registry import build_model
 
 if TYPE_CHECKING:
@@ -80,6 +81,13 @@ class Workshop:
             name=settings.name if ratio == 0 else f"{settings.name} x {1 - ratio:.2f}",
             input_dtype=settings.input_dtype,
         )
+        outputs = bundle.manifest.output.shape
+        if outputs != (settings.outputs,):
+            given = "classes" if settings.classes else "n_outputs"
+            raise ModelError(
+                f"model {settings.name!r} gives outputs of shape {outputs} a sample; [model] {given} asks for "
+                f"({settings.outputs},)"
+            )
         return bundle, variant.channels
 
     def module(self, ratio: float) -> nn.Module:

@@ -218,6 +218,9 @@ def _listen_once(host: str, port: int) -> int:
         with socket.create_server((host, port)) as server:
             return int(server.getsockname()[1])
     except OSError as exc:
-        raise BrokerError(
-            f"cannot listen on {host}:{port}: {exc.strerror or exc}; choose another port or address"
-        ) from exc
+        raise BrokerError(f"cannot listen on {host}:{port}: {_why(exc)}; choose another port or address") from exc
+
+
+def _why(exc: OSError) -> str:
+    """The system's words; `socket.create_server` adds to them what the message says anyway."""
+    return os.strerror(exc.errno) if exc.errno and exc.errno > 0 else str(exc.strerror or exc)

@@ -43,6 +43,8 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     connect_timeout_s: Annotated[float, Meta(ge=0.1, le=120)] = 10.0
 
     def __post_init__(self) -> None:
+        if self.host.count(":") == 1:  # more of them are an IPv6 address
+            raise ValueError(f"host = {self.host!r} has a port in it; write it as a key of its own: port = 1883")
         if (self.certificate_file is None) != (self.key_file is None):
             raise ValueError("certificate_file and key_file belong together; set both or none")
         if self.password_file is not None and self.username is None:

@@ -82,6 +82,7 @@ class PahoConnection:
         on_refused: Callable[[str], None],
     ) -> None:
         self._settings = settings
+        self._client_id = client_id
         self._version = version
         self._persistent = persistent
         self._on_message = on_message
@@ -253,8 +254,10 @@ class PahoConnection:
     def _disconnected(
         self, _client: object, _data: object, _flags: object, reason: ReasonCode, _properties: object
     ) -> None:
-        # paho says "Unspecified error" where the peer just closed, as a killed broker does.
-        self._lost_reason = "closed by the other side" if reason.value == _FAILURE else str(reason)
+        # paho says "Unspecified error" where the peer just closed: a killed broker does, and Mosquitto does it to the
+        # older of two clients with one name.
+        closed = f"closed by the broker: it stopped, or another client took the name {self._client_id!r}"
+        self._lost_reason = closed if reason.value == _FAILURE else str(reason)
 
     def _received(self, _client: object, _data: object, message: paho.MQTTMessage) -> None:
         try:

@@ -35,6 +35,12 @@ class Spectrum(nn.Module):
 
 def build():
     return nn.Sequential(nn.Linear(6, 3), Spectrum())
+
+def wide():
+    return nn.Linear(6, 4)
+
+def broken():
+    raise RuntimeError("no weights\\nfile")
 """
 
 
@@ -58,6 +64,11 @@ BAD = {
     "missing data": ("test.npz", "tests.npz", 3, "tests.npz does not exist"),
     "data of another shape": ("input_shape = [6]", "input_shape = [7]", 3, "7"),
     "labels beyond the outputs": ("n_outputs = 3", "n_outputs = 2", 3, "class 2"),
+    "a model with other outputs": ('"mlp"', '"odd:wide"', 4, "outputs of shape (4,)"),
+    "an error of several lines": ('"mlp"', '"odd:broken"', 4, "no weights file"),
+    "a port in the host": ("port = 9", 'host = "localhost:1883"', 2, "port = 1883"),
+    "a missing key": ('federation = "trial"', "", 2, "lacks the key 'federation'"),
+    "a missing key in a table": ("input_shape = [6]", "", 2, "[model] lacks the key 'input_shape'"),
 }
 
 
