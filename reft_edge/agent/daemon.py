@@ -189,7 +189,7 @@ class Daemon:
             base_dir=str(self._base_dir),
             spool=str(self._spool.root),
             limits=self._settings.limits,
-            log_level=logging.getLogger().getEffectiveLevel(),
+            log_level=logger.getEffectiveLevel(),
         )
 
     def _announce(self) -> None:

@@ -35,7 +35,6 @@ EXTRA_OF_PACKAGE = {
     "torch": "coordinator",
     "torch_pruning": "coordinator",
     "onnx": "coordinator",
-    "onnxscript": "coordinator",
     "sqlalchemy": "coordinator",
     "rich": "coordinator",
     "matplotlib": "coordinator",
@@ -47,7 +46,6 @@ EXTRA_OF_PACKAGE = {
     "paho": "agent",
     "PIL": "agent",
     "psutil": "agent",
-    "safetensors": "agent",
     "tomli_w": "agent",
     "zstandard": "agent",
 }
@@ -96,11 +94,10 @@ def _run_command(name: str, arguments: Sequence[str]) -> int:
     try:
         module = importlib.import_module(COMMANDS[name][0])
         args = _command_parser(name, module).parse_args(arguments)
-        logging.basicConfig(
-            level=logging.DEBUG if args.verbose else logging.WARNING if args.quiet else logging.INFO,
-            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-            stream=sys.stderr,
-        )
+        # Libraries log from warnings up: torch traces every operator for debugging.
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+        level = logging.DEBUG if args.verbose else logging.WARNING if args.quiet else logging.INFO
+        logging.getLogger(reft_edge.__name__).setLevel(level)
         code: int = module.run(args)
         sys.stdout.flush()  # a reader that has gone is met here and not while Python ends
     except ReftError as exc:
