@@ -26,6 +26,11 @@ MIN_BATCH = 2
 """A variance needs two values; after a 1 x 1 feature map, a batch of one has only one."""
 
 
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether there is anything to re-estimate."""
+    return bool(_layers(module))
+
+
 def reestimate_batch_norm(module: nn.Module, inputs: Array, *, batch_size: int = 128) -> int:
     """Set the running means and variances of `module` from `inputs` (n, *sample_shape), in place.
 
@@ -33,7 +38,7 @@ def reestimate_batch_norm(module: nn.Module, inputs: Array, *, batch_size: int =
     left out, because every batch counts the same in the average. Returns the number of batch-norm layers; with 0
     nothing was computed. Raises `DataError` when there are fewer than two samples.
     """
-    layers = [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    layers = _layers(module)
     if not layers:
         return 0
     if len(inputs) < MIN_BATCH or batch_size < MIN_BATCH:
@@ -45,6 +50,10 @@ def reestimate_batch_norm(module: nn.Module, inputs: Array, *, batch_size: int =
         for start in range(0, len(inputs) - size + 1, size):
             module(torch.as_tensor(scale(inputs[start : start + size])).to(device))
     return len(layers)
+
+
+def _layers(module: nn.Module) -> list[_BatchNorm]:
+    return [layer for layer in module.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
 
 
 @contextmanager

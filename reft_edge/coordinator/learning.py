@@ -1,12 +1,13 @@
 """The heavy part of a round: merge, new batch-norm statistics, distil, evaluate.
 
 Every step takes a blob with global tensors and returns one, so it can be repeated after a kill: the result depends only
-on blobs, settings and seed. Peak memory: the model twice, one update with its map, and the teachers' outputs.
+on blobs, settings and seed. Peak memory: the model twice, one module of each variant, one update with its
+map, and the teachers' outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -14,7 +15,7 @@ import torch
 
 from reft_edge.bundle.container import container_limit, pack_tensors, unpack_tensors
 from reft_edge.coordinator.aggregation import ClientUpdate, merge
-from reft_edge.coordinator.batch_norm import reestimate_batch_norm
+from reft_edge.coordinator.batch_norm import has_batch_norm, reestimate_batch_norm
 from reft_edge.coordinator.contributions import Contribution, read_update, trained_weights
 from reft_edge.coordinator.distillation import DistillationProgress, Teacher, distil, teacher_outputs
 from reft_edge.coordinator.evaluation import Metrics, evaluate
@@ -69,12 +70,23 @@ def metric_records(measured: Measured, *, round_number: int) -> list[MetricRecor
 
 
 class Learner:
-    """Works on one module, which holds whatever tensors the last step left."""
+    """Works on one module, which holds whatever tensors the last step left.
 
-    def __init__(self, model: nn.Module, blobs: BlobStore, options: LearningOptions) -> None:
+    `variant_module` gives a new module of the variant of a pruning ratio; its tensors do not matter.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        blobs: BlobStore,
+        options: LearningOptions,
+        variant_module: Callable[[float], nn.Module],
+    ) -> None:
         self.model = model
         self._blobs = blobs
         self._options = options
+        self._variant_module = variant_module
+        self._variant_modules: dict[float, nn.Module] = {}
         self.n_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
         """Of all tensors, as the model computes with them (float32)."""
 
@@ -144,12 +156,27 @@ class Learner:
 
     def _teacher(self, contribution: Contribution, inputs: Array) -> Teacher:
         graph = self._blobs.read(contribution.variant.manifest.inference_graph)
-        weights = trained_weights(contribution, self._blobs)
+        weights: Tensors = trained_weights(contribution, self._blobs)
+        if has_batch_norm(self.model):
+            weights = self._with_public_statistics(contribution.variant.ratio, weights, inputs)
         return Teacher(
             name=contribution.device,
             outputs=teacher_outputs(graph, weights, inputs, threads=self._options.threads),
             samples=float(contribution.update.training_samples),
         )
+
+    def _with_public_statistics(self, ratio: float, weights: Tensors, inputs: Array) -> Tensors:
+        """A teacher's weights with batch-norm statistics of the inputs that it teaches on.
+
+        A device's own are those of its classes, and after a few steps still mostly the initial ones: such a teacher
+        gives one class for everything.
+        """
+        if ratio not in self._variant_modules:
+            self._variant_modules[ratio] = self._variant_module(ratio)
+        module = self._variant_modules[ratio]
+        module.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
+        reestimate_batch_norm(module, inputs)
+        return {name: tensor.detach().numpy() for name, tensor in module.state_dict().items()}
 
     def _load(self, tensors: Tensors) -> None:
         self.model.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})

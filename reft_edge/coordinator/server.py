@@ -198,7 +198,8 @@ class Coordinator:
         return self._preparation.directory / run
 
     def _learner(self) -> Learner:
-        return Learner(self._preparation.fresh_model(), self._blobs(), self._preparation.options)
+        preparation = self._preparation
+        return Learner(preparation.fresh_model(), self._blobs(), preparation.options, preparation.workshop().module)
 
     def _blobs(self) -> BlobStore:
         return BlobStore(self._preparation.directory / BLOBS)
