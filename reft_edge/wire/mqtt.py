@@ -379,7 +379,8 @@ class MqttLink:
         if was_up:
             self._events.put(Disconnected(reason=str(exc)))
         if not self._stopping:
-            level = logging.WARNING if was_up or self._failure is None else logging.DEBUG
+            raised = exc.permanent and self._someone_waits  # by `start`
+            level = logging.WARNING if (was_up or self._failure is None) and not raised else logging.DEBUG
             _log.log(level, "%s; trying again", exc)
         with self._outcome:
             self._failure = exc
