@@ -16,39 +16,32 @@ import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import reft_edge
 from reft_edge.errors import ConfigError, ReftError
 
-COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("reft_edge.cli.demo", "run a whole federation on this machine"),
-    "profile-device": ("reft_edge.cli.profile_device", "measure what this device can do"),
-    "plan": ("reft_edge.cli.plan", "show what each device would train, and what it would cost"),
-    "agent": ("reft_edge.cli.agent", "run the agent: train here, on this device's own data"),
-    "coordinator": ("reft_edge.cli.coordinator", "run the coordinator: plan, send, merge, distil"),
-    "broker": ("reft_edge.cli.broker", "run a broker on this machine, for trying out"),
-}
-"""Subcommand -> (module, summary). The summary stands here so that `--help` imports nothing."""
 
-EXTRA_OF_PACKAGE = {
-    "torch": "coordinator",
-    "torch_pruning": "coordinator",
-    "onnx": "coordinator",
-    "sqlalchemy": "coordinator",
-    "rich": "coordinator",
-    "matplotlib": "coordinator",
-    "jinja2": "coordinator",
-    "sklearn": "demo",
-    "amqtt": "demo",
-    "numpy": "agent",
-    "onnxruntime": "agent",
-    "paho": "agent",
-    "PIL": "agent",
-    "psutil": "agent",
-    "tomli_w": "agent",
-    "zstandard": "agent",
+class Command(NamedTuple):
+    """Where a subcommand is, and what it needs."""
+
+    module: str
+    summary: str
+    extra: str
+    """The optional dependencies, `pip install reft-edge[extra]`, with which it works."""
+
+
+COMMANDS = {
+    "demo": Command("reft_edge.cli.demo", "run a whole federation on this machine", "demo"),
+    "profile-device": Command("reft_edge.cli.profile_device", "measure what this device can do", "agent"),
+    "plan": Command("reft_edge.cli.plan", "show what each device would train, and what it would cost", "coordinator"),
+    "agent": Command("reft_edge.cli.agent", "run the agent: train here, on this device's own data", "agent"),
+    "coordinator": Command(
+        "reft_edge.cli.coordinator", "run the coordinator: plan, send, merge, distil", "coordinator"
+    ),
+    "broker": Command("reft_edge.cli.broker", "run a broker on this machine, for trying out", "demo"),
 }
+"""Summaries stand here so that `--help` imports nothing."""
 
 EPILOG = """\
 examples:
@@ -85,14 +78,14 @@ def _top_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"reft-edge {reft_edge.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, (_, summary) in COMMANDS.items():
-        commands.add_parser(name, help=summary, add_help=False)
+    for name, command in COMMANDS.items():
+        commands.add_parser(name, help=command.summary, add_help=False)
     return parser
 
 
 def _run_command(name: str, arguments: Sequence[str]) -> int:
     try:
-        module = importlib.import_module(COMMANDS[name][0])
+        module = importlib.import_module(COMMANDS[name].module)
         args = _command_parser(name, module).parse_args(arguments)
         # Libraries log from warnings up: torch traces every operator for debugging.
         logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
@@ -103,10 +96,9 @@ def _run_command(name: str, arguments: Sequence[str]) -> int:
     except ReftError as exc:
         return _fail(name, str(exc), exc.exit_code)
     except ModuleNotFoundError as exc:
-        extra = EXTRA_OF_PACKAGE.get((exc.name or "").split(".")[0])
-        if extra is None:
+        if exc.name is None or exc.name.startswith(reft_edge.__name__):
             raise
-        hint = f"needs the package {exc.name!r}; install it with: pip install 'reft-edge[{extra}]'"
+        hint = f"needs the package {exc.name!r}; install it with: pip install 'reft-edge[{COMMANDS[name].extra}]'"
         return _fail(name, hint, ConfigError.exit_code)
     except KeyboardInterrupt:
         return _fail(name, "interrupted", 130)
