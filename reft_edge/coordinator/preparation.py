@@ -6,6 +6,7 @@ found before a device is asked for anything.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from reft_edge.bundle.manifest import CrossEntropy
 from reft_edge.compile.importance import find_importance
 from reft_edge.coordinator.catalogue import Workshop, initial_model
 from reft_edge.coordinator.learning import LearningOptions
+from reft_edge.coordinator.settings import run_digest
 from reft_edge.data.load import load_dataset
 from reft_edge.errors import DataError
 
@@ -40,6 +42,12 @@ class Preparation:
     def directory(self) -> Path:
         """Where results and the store go."""
         return self.base_dir / self.settings.output.directory
+
+    @property
+    def digest(self) -> str:
+        """What makes a run this run: `run_digest`, and the model's tensors, which a changed model.py changes."""
+        layout = [(name, tuple(tensor.shape)) for name, tensor in self.model.state_dict().items()]
+        return hashlib.sha256(f"{run_digest(self.settings)} {layout!r}".encode()).hexdigest()
 
     def workshop(self) -> Workshop:
         return Workshop(

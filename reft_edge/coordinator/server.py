@@ -30,7 +30,6 @@ from reft_edge.coordinator.report.page import to_html
 from reft_edge.coordinator.report.record import gather, to_json
 from reft_edge.coordinator.rounds import Phase
 from reft_edge.coordinator.session import Session
-from reft_edge.coordinator.settings import run_digest
 from reft_edge.coordinator.store import Store
 from reft_edge.errors import ConfigError, FederationError, ResourceError
 from reft_edge.wire.blobs import BlobStore
@@ -105,10 +104,10 @@ class Coordinator:
         if latest is None or self._new_run:
             self._superseded = latest.run if latest is not None and latest.state != "finished" else None
             return self._begin_run(store), False
-        if latest.settings_digest != run_digest(self._settings):
+        if latest.settings_digest != self._preparation.digest:
             raise ConfigError(
                 f"run {latest.run} was begun with another model, seed or data; "
-                "undo that change in federation.toml to go on, or give --new-run to begin anew"
+                "undo that change to go on, or give --new-run to begin anew"
             )
         if latest.state == "finished" and _n_closed(store, latest.run) >= self._settings.rounds:
             return latest, True
@@ -120,7 +119,7 @@ class Coordinator:
         record = RunRecord(
             run=f"{time.strftime('%Y%m%d', time.gmtime(self._clock()))}-{secrets.token_hex(4)}",
             federation=self._settings.federation,
-            settings_digest=run_digest(self._settings),
+            settings_digest=self._preparation.digest,
             created_at=self._clock(),
             weights=learner.save(),
         )

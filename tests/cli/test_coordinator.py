@@ -90,6 +90,19 @@ def test_a_wrong_broker_address_is_one_line(settings, capsys, monkeypatch):
     assert "localhost:9" in captured.err
 
 
+def test_a_run_does_not_go_on_with_another_model(settings, capsys, monkeypatch):
+    monkeypatch.setattr("reft_edge.coordinator.server.CONNECT_TIMEOUT_S", 0.2)
+    model = settings.parent / "net.py"
+    settings.write_text(SETTINGS.replace('"mlp"', '"net:build"', 1))
+    for width, code in ((8, 7), (8, 7), (9, 2)):
+        model.write_text(
+            "from torch import nn\n"
+            f"def build(): return nn.Sequential(nn.Linear(6, {width}), nn.ReLU(), nn.Linear({width}, 3))\n"
+        )
+        assert main(["coordinator", str(settings), "--quiet", "--events"]) == code
+    assert "was begun with another model" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_check_tells_what_devices_would_train(settings, capsys):
     profiles = settings.parent / "board.toml"
     names = ("cores", "clock_hz", "flops_per_cycle", "training_flops_per_s", "memory_total_bytes")
