@@ -184,6 +184,8 @@ def _check(preparation: Preparation, args: argparse.Namespace) -> int:
         print(f"federation {report.federation}: {report.model}, {report.parameters:,} parameters")
         print(f"public data: {report.public_samples} samples; test data: {report.test_samples} samples")
         print(f"variants that compile: {len(report.variants)}")
+        if report.unprunable:
+            print(f"devices train the whole model or nothing: {report.unprunable}")
         for device in report.devices:
             chosen = "takes no part" if device.option is None else f"ratio {device.option.ratio:.3g}"
             print(f"{device.device}: {chosen}: {device.reason}")

@@ -16,6 +16,7 @@ from reft_edge.coordinator.assigning import workload_of
 from reft_edge.coordinator.planning import Assignment, plan
 from reft_edge.coordinator.policies import Ladder
 from reft_edge.coordinator.prediction import Device, Option
+from reft_edge.errors import ModelError
 
 if TYPE_CHECKING:
     from reft_edge.coordinator.preparation import Preparation
@@ -46,6 +47,8 @@ class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
     public_samples: int
     test_samples: int
     variants: list[CheckedVariant]
+    unprunable: str
+    """Why there are no smaller variants; empty if there are. The whole model can be trained all the same."""
     devices: list[Assignment]
     """The plan for the given profiles."""
 
@@ -56,7 +59,7 @@ def check(
     profiles: Sequence[DeviceProfile] = (),
     tell: Callable[[CheckedVariant], None] | None = None,
 ) -> CheckReport:
-    """Prune, compile and plan. Raises `ModelError` for what cannot be compiled."""
+    """Prune, compile and plan. Raises `ModelError` when the whole model cannot be compiled, or is not on the ladder."""
     settings, workshop = preparation.settings, preparation.workshop()
     workload = workload_of(settings)
     variants: list[CheckedVariant] = []
@@ -81,6 +84,7 @@ def check(
 
     ladder = Ladder(settings.planning.ratios, price)
     assignments: list[Assignment] = []
+    unprunable = ""
     if profiles:
         assignments = plan(
             [Device(device=profile.name, profile=profile, training_samples=ASSUMED_SAMPLES) for profile in profiles],
@@ -90,8 +94,7 @@ def check(
             max_variants=settings.planning.max_variants,
         )
     else:
-        for rung in range(len(ladder)):
-            ladder.option(rung)
+        unprunable = _climb(ladder)
     options = preparation.options
     return CheckReport(
         federation=settings.federation,
@@ -100,5 +103,18 @@ def check(
         public_samples=0 if options.public is None else len(options.public),
         test_samples=0 if options.test is None else len(options.test),
         variants=sorted(variants, key=lambda variant: variant.ratio),
+        unprunable=unprunable,
         devices=assignments,
     )
+
+
+def _climb(ladder: Ladder) -> str:
+    """Compile every rung; returns why those below the whole model cannot be had, as a plan would take it."""
+    for rung, ratio in enumerate(ladder.ratios):
+        try:
+            ladder.option(rung)
+        except ModelError as exc:
+            if rung == 0 or ladder.ratios[0] != 0 or not ladder.priced(0):
+                raise
+            return f"ratio {ratio:.3g}: {exc}"
+    return ""

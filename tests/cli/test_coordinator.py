@@ -36,6 +36,9 @@ class Spectrum(nn.Module):
 def build():
     return nn.Sequential(nn.Linear(6, 3), Spectrum())
 
+def linear():
+    return nn.Linear(6, 3)
+
 def wide():
     return nn.Linear(6, 4)
 
@@ -120,3 +123,10 @@ def test_check_tells_what_devices_would_train(settings, capsys):
 def test_arguments_that_contradict_each_other(settings, capsys, arguments):
     assert main(["coordinator", str(settings), *arguments]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_model_that_cannot_be_pruned_may_be_trained_whole(settings, capsys):
+    settings.write_text(SETTINGS.replace('"mlp"', '"odd:linear"', 1))
+    assert main(["coordinator", str(settings), "--check"]) == 0
+    printed = capsys.readouterr().out
+    assert "variants that compile: 1\ndevices train the whole model or nothing: ratio 0.5: " in printed
