@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -61,11 +61,10 @@ class Store:
         self._lock = _lock(directory)
         self._engine = create_engine(f"sqlite:///{directory / DATABASE_FILE}")
         event.listen(self._engine, "connect", _configure)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.close)
             self._prepare()
-        except BaseException:
-            self.close()
-            raise
+            undo.pop_all()
 
     def close(self) -> None:
         self._engine.dispose()
