@@ -5,6 +5,7 @@ No broker and no agent: this is the reference for what the numbers of a federati
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,6 +41,8 @@ class Device:
     name: str
     bundle: Bundle
     channels: ChannelMap
+    module: nn.Module
+    """Of the variant; the coordinator measures batch-norm statistics with it."""
     data: Dataset
     feedback: ErrorFeedback = field(default_factory=lambda: ErrorFeedback("int8"))
 
@@ -60,7 +63,8 @@ def make_devices(model, parts):
         if ratio:
             variant = pruner.prune(ratio)
             module, channels = variant.module, variant.channels
-        made[ratio] = compile_bundle(module, input_shape=INPUT_SHAPE, optimizer=SGD(momentum=0.9)), channels
+        bundle = compile_bundle(module, input_shape=INPUT_SHAPE, optimizer=SGD(momentum=0.9))
+        made[ratio] = bundle, channels, copy.deepcopy(module)
     return [Device(name, *made[ratio], data) for (name, ratio), data in zip(RATIOS.items(), parts, strict=True)]
 
 
@@ -93,7 +97,9 @@ def play_round(model, devices, public, number):
         updates.append(ClientUpdate(device=device.name, channels=device.channels, delta=delta, weight=samples))
         received = device.channels.gather(start)
         weights = {name: (received[name] + step).astype(received[name].dtype) for name, step in delta.items()}
-        outputs = teacher_outputs(device.bundle.inference_graph, weights, public.inputs)
+        load(device.module, weights)
+        reestimate_batch_norm(device.module, public.inputs)
+        outputs = teacher_outputs(device.bundle.inference_graph, tensors_of(device.module), public.inputs)
         teachers.append(Teacher(name=device.name, outputs=outputs, samples=samples))
     load(model, merge(start, updates))
     yield "averaged"

@@ -96,7 +96,7 @@ BAD = {
         MODEL + 'n_outputs = 2\n[data]\ntest = { path = "a", function = "b:c" }',
         "either path = .* or function",
     ),
-    "no model": ('federation = "demo"', "missing required field `model`"),
+    "no model": ('federation = "demo"', "lacks the key 'model'"),
     "not TOML": ("federation = ", "not valid TOML"),
 }
 
