@@ -30,7 +30,6 @@ federation = "{federation}"
 rounds = 2
 deadline_s = 60
 min_devices = 3
-settle_s = 0
 [broker]
 host = "{broker.host}"
 port = {broker.port}
