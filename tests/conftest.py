@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -20,6 +21,9 @@ BROKER_KINDS = ["embedded", pytest.param("mosquitto", marks=pytest.mark.mosquitt
 # Before torch is loaded, here and in processes that tests start. The networks in tests are tiny: with more threads a
 # convolution takes 5 ms instead of 10 us on a busy machine, because they wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Where the tests run in the background, Ctrl-C is ignored, and children would inherit that; some tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _numbers = itertools.count()
 
