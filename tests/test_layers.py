@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
     "config": {"errors"},
+    "data_files": {"errors"},
     "profiling": {"errors", "types", "config"},
     "data": {"errors", "types", "config"},
     "bundle": {"errors", "types", "config", "profiling"},
@@ -28,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compile": {"errors", "types", "config", "bundle", "models"},
     "coordinator": {"errors", "types", "config", "profiling", "bundle", "wire", "data", "models", "compile"},
 }
+MAY_IMPORT["provisioning"] = {"errors", "types", "config", "wire", "data_files"}
 MAY_IMPORT["simulation"] = set(MAY_IMPORT) - {"simulation"}
 MAY_IMPORT["cli"] = set(MAY_IMPORT) - {"cli"}
 

@@ -3,6 +3,7 @@
     reft/v1/<federation>/device/<id>/status    up    retained, QoS 1, last will
     reft/v1/<federation>/device/<id>/profile   up    retained, QoS 1
     reft/v1/<federation>/device/<id>/task      down  retained, QoS 1
+    reft/v1/<federation>/device/<id>/certificate   down  retained, QoS 1, its renewed certificate
     reft/v1/<federation>/device/<id>/report    up    QoS 1
     reft/v1/<federation>/device/<id>/down      down  QoS 0, blocks and transfer control
     reft/v1/<federation>/device/<id>/up        up    QoS 0, blocks and transfer control
@@ -27,11 +28,11 @@ PROBE_PREFIX = "reft/probe"
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
-DeviceTopic: TypeAlias = Literal["status", "profile", "task", "report", "down", "up"]
+DeviceTopic: TypeAlias = Literal["status", "profile", "task", "certificate", "report", "down", "up"]
 UP_TOPICS: tuple[DeviceTopic, ...] = ("status", "profile", "report", "up")
 """What a device publishes and the coordinator reads."""
-DOWN_TOPICS: tuple[DeviceTopic, ...] = ("task", "down")
-"""What the coordinator publishes and one device reads."""
+DOWN_TOPICS: tuple[DeviceTopic, ...] = ("task", "certificate", "down")
+"""What the coordinator publishes (`certificate`: whoever runs the authority) and one device reads."""
 
 
 class DeviceAddress(NamedTuple):
