@@ -24,6 +24,9 @@ UpdateState: TypeAlias = Literal["offered", "received", "merged", "late", "rejec
 `late`: announced after collecting had ended; not pulled. `rejected`: here and of no use. `duplicate`: a second,
 different update for one task."""
 
+QuarantinedBy: TypeAlias = Literal["rejections", "person"]
+"""Who put a device into quarantine: the coordinator, after so many rejected updates, or somebody at the console."""
+
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One federation from its first round to its last."""
@@ -150,6 +153,18 @@ class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
     device: str
     announcement: ProfileAnnouncement
     seen_at: float
+    certificate: str = ""
+    """PEM, as it came with the announcement; empty where messages are not signed."""
+
+
+class QuarantineRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A device that gets no tasks, from `since` until a person lifts it."""
+
+    device: str
+    since: float
+    reason: str
+    by: QuarantinedBy
+    lifted_at: float | None = None
 
 
 class MetricRecord(msgspec.Struct, frozen=True, kw_only=True):

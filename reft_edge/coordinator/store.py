@@ -49,6 +49,9 @@ Record = TypeVar("Record", bound=msgspec.Struct)
 DATABASE_FILE = "coordinator.sqlite"
 LOCK_FILE = "coordinator.lock"
 
+SEQUENCE = "messages"
+"""Row of the numbers that tasks carry."""
+
 
 class Store:
     """An open database in `directory`, which is created. Use it from one thread; `close` it.
@@ -112,6 +115,20 @@ class Store:
     def variants(self, run: str) -> list[VariantRecord]:
         table = tables.variants
         return self._read(select(table).where(table.c.run == run).order_by(table.c.ratio), VariantRecord)
+
+    def next_sequence(self, now: float) -> int:
+        """A number above every one before, over restarts too: Unix milliseconds of `now` (seconds), or the next free.
+
+        What a device has accepted it accepts no more with a lower number, so a task that is played to it again is
+        refused. Milliseconds keep the numbers rising when the store is new but the coordinator's key is not.
+        """
+        table = tables.sequences
+        milliseconds = int(now * 1000)
+        statement = insert(table).values(name=SEQUENCE, last=milliseconds)
+        rising = {"last": func.max(table.c.last + 1, milliseconds)}
+        statement = statement.on_conflict_do_update(index_elements=["name"], set_=rising)
+        with self._transaction() as connection:
+            return int(connection.execute(statement.returning(table.c.last)).scalar_one())
 
     # --- rounds ---
 

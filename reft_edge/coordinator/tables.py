@@ -16,7 +16,7 @@ from reft_edge.bundle.manifest import BlobRef
 from reft_edge.coordinator.records import Prediction
 from reft_edge.wire.messages import Measured, ProfileAnnouncement, TrainingPlan, UpdateManifest, WeightsRef
 
-SCHEMA = 1
+SCHEMA = 2
 """Written to SQLite's `user_version`."""
 
 
@@ -58,6 +58,24 @@ devices = Table(
     Column("device", String, primary_key=True),
     Column("announcement", Json(ProfileAnnouncement), nullable=False),
     Column("seen_at", Float, nullable=False),
+    Column("certificate", Text, nullable=False),
+)
+
+quarantine = Table(
+    "quarantine",
+    schema,
+    Column("device", String, primary_key=True),
+    Column("since", Float, primary_key=True),
+    Column("reason", Text, nullable=False),
+    Column("by", String, nullable=False),
+    Column("lifted_at", Float),
+)
+
+sequences = Table(
+    "sequences",
+    schema,
+    Column("name", String, primary_key=True),
+    Column("last", Integer, nullable=False),
 )
 
 variants = Table(

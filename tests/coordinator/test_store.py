@@ -191,3 +191,13 @@ def test_task_ids_are_unique_and_fit_a_topic():
     }
     assert len(ids) == 16
     assert all(len(task) <= 64 for task in ids)
+
+
+def test_sequences_rise_over_restarts_and_clocks_that_go_back(tmp_path):
+    first = Store(tmp_path)
+    numbers = [first.next_sequence(1000.0), first.next_sequence(1000.0), first.next_sequence(900.0)]
+    first.close()
+    second = Store(tmp_path)
+    numbers += [second.next_sequence(1000.0005), second.next_sequence(2000.0)]
+    second.close()
+    assert numbers == [1_000_000, 1_000_001, 1_000_002, 1_000_003, 2_000_000]
