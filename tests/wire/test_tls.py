@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import getpass
 import queue
 import socket
@@ -12,14 +11,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from reft_edge.errors import BrokerError
 from reft_edge.simulation.brokers import RunningBroker
 from reft_edge.wire.mqtt import BrokerSettings, Connected, Event, MqttLink, Received
+from tests.certificates import Authority
 
 pytestmark = pytest.mark.mosquitto
 
@@ -35,53 +31,12 @@ require_certificate true
 """
 
 
-class Authority:
-    """A certificate authority whose files lie in a directory."""
-
-    def __init__(self, directory: Path, name: str) -> None:
-        self._directory = directory
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        self._key = ec.generate_private_key(ec.SECP256R1())
-        basic = (x509.BasicConstraints(ca=True, path_length=None), True)
-        usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
-        certificate = self._sign(self._name, self._key, basic, (usage, True))
-        (directory / f"{name}.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-
-    def issue(self, name: str) -> None:
-        key = ec.generate_private_key(ec.SECP256R1())
-        hosts = x509.SubjectAlternativeName([x509.DNSName("localhost")])
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        certificate = self._sign(subject, key, (hosts, False))
-        (self._directory / f"{name}.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        private = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        (self._directory / f"{name}.key").write_bytes(private)
-
-    def _sign(
-        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *extensions: tuple[x509.ExtensionType, bool]
-    ) -> x509.Certificate:
-        now = datetime.datetime.now(datetime.UTC)
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self._name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-        )
-        for extension, critical in extensions:
-            builder = builder.add_extension(extension, critical)
-        return builder.sign(self._key, hashes.SHA256())
-
-
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory: pytest.TempPathFactory, mosquitto_program: str) -> Iterator[BrokerSettings]:
     """Settings of a device with a certificate, for a broker that demands one."""
     directory = tmp_path_factory.mktemp("tls")
     authority = Authority(directory, "ca")
-    authority.issue("server")
+    authority.issue_server()
     authority.issue("device")
     Authority(directory, "other")
     with socket.create_server(("127.0.0.1", 0)) as server:
