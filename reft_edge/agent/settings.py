@@ -53,6 +53,21 @@ class ProfileSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Measure for seconds rather than most of a minute."""
 
 
+class AgentTrust(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[trust]: who this device is and whom it obeys. With it, what is not signed is dropped."""
+
+    key_file: str
+    """This device's private Ed25519 key: signs what it says, and is its key in TLS as well."""
+    certificate_file: str
+    """For that key, by the federation's authority; its common name is the device."""
+    coordinator_key_file: str
+    """The coordinator's public Ed25519 key: only tasks that it signed are done."""
+
+    def resolved_in(self, base_dir: Path) -> AgentTrust:
+        """The same with file names made absolute, relative ones below `base_dir`."""
+        return AgentTrust(**{name: str(base_dir / getattr(self, name)) for name in self.__struct_fields__})
+
+
 class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """agent.toml. Relative paths in it start from the folder it lies in."""
 
@@ -65,6 +80,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Folder for models, updates and state, which survive a restart. One agent, one spool."""
     limits: Limits = Limits()
     profile: ProfileSettings = ProfileSettings()
+    trust: AgentTrust | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -75,9 +91,11 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     @classmethod
     def read(cls, path: Path) -> AgentSettings:
-        """Read agent.toml; file names of the broker are made absolute. Raises `ConfigError`."""
+        """Read agent.toml; file names in [broker] and [trust] are made absolute. Raises `ConfigError`."""
         settings = load_settings(path, cls)
-        return msgspec.structs.replace(settings, broker=settings.broker.resolved_in(path.parent.resolve()))
+        base_dir = path.parent.resolve()
+        trust = None if settings.trust is None else settings.trust.resolved_in(base_dir)
+        return msgspec.structs.replace(settings, broker=settings.broker.resolved_in(base_dir), trust=trust)
 
 
 def limited_profile(profile: DeviceProfile, limits: Limits) -> DeviceProfile:

@@ -91,6 +91,22 @@ class CoordinatorData(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Labelled; without it nothing is evaluated."""
 
 
+class CoordinatorTrust(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[trust]: what tasks are signed with, and which devices are believed. With it, what is not signed is dropped."""
+
+    key_file: str
+    """The coordinator's private Ed25519 key; devices know its public half."""
+    ca_file: str
+    """The federation's authority: devices whose certificate it signed are believed."""
+    crl_file: str | None = None
+    """Certificates that the authority has revoked; read again when it changes."""
+
+    def resolved_in(self, base_dir: Path) -> CoordinatorTrust:
+        """The same with file names made absolute, relative ones below `base_dir`."""
+        names = [name for name in self.__struct_fields__ if getattr(self, name) is not None]
+        return CoordinatorTrust(**{name: str(base_dir / getattr(self, name)) for name in names})
+
+
 class OutputSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[output]: where results and the coordinator's memory go."""
 
@@ -131,6 +147,7 @@ class FederationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     data: CoordinatorData = CoordinatorData()
     distillation: DistillationSettings = DistillationSettings()
     output: OutputSettings = OutputSettings()
+    trust: CoordinatorTrust | None = None
 
     @property
     def round_rules(self) -> RoundRules:
