@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import tomli_w
 
-import reft_edge
+from reft_edge.data_files import shared_folder
 from reft_edge.errors import ConfigError, ResourceError
 from reft_edge.profiling.profile import DeviceProfile
 from reft_edge.simulation.digits import INPUT_SHAPE, N_CLASSES, Digits, write_part
@@ -132,12 +132,11 @@ def agent_table(board: str, profile: DeviceProfile, connection: Mapping[str, Any
 
 def find_board(board: str) -> Path:
     """The reference profile of a board. Raises `ConfigError`."""
-    root = Path(reft_edge.__file__).resolve().parent
-    for folder in (root.parent / "device_profiles", root / "device_profiles"):
-        path = folder / f"{board}.toml"
-        if path.is_file():
-            return path
-    raise ConfigError(f"no profile of the board {board!r} in {root.parent / 'device_profiles'}; run from a checkout")
+    folder = shared_folder("device_profiles")
+    path = folder / f"{board}.toml"
+    if not path.is_file():
+        raise ConfigError(f"no profile of the board {board!r} in {folder}")
+    return path
 
 
 def make_empty(directory: Path) -> Path:
