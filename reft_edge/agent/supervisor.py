@@ -100,7 +100,7 @@ class Supervisor:
         arguments = [sys.executable, "-m", "reft_edge.agent.worker", str(os.getpid())]
         actions = [(os.POSIX_SPAWN_DUP2, commands_in, 0), (os.POSIX_SPAWN_DUP2, answers_out, 1)]
         try:
-            pid = os.posix_spawn(sys.executable, arguments, _environment(), file_actions=actions)
+            pid = os.posix_spawn(sys.executable, arguments, child_environment(), file_actions=actions)
         except OSError as exc:
             os.close(commands_out)
             os.close(answers_in)
@@ -163,8 +163,8 @@ def _oom_kills() -> int:
     return 0
 
 
-def _environment() -> dict[str, str]:
-    """The daemon's environment, with settings that keep a small process small."""
+def child_environment() -> dict[str, str]:
+    """For a child: the daemon's environment, with settings that keep a small process small."""
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, (_PACKAGE_PARENT, os.environ.get("PYTHONPATH")))),
