@@ -197,6 +197,17 @@ class ChannelMap:
 
         `into` changes in place: this is how updates are summed without a copy of global size. Raises `ModelError`.
         """
+        self._fitting(name, values, into).add(values, into)
+
+    def put(self, name: str, values: Array, into: Array) -> None:
+        """Write `values` (in the variant's shape) to the entries of the global array `into` that the variant holds.
+
+        As `scatter`, for one tensor. Raises `ModelError`.
+        """
+        self._fitting(name, values, into).put(values, into)
+
+    def _fitting(self, name: str, values: Array | float, into: Array) -> _Selection:
+        """The selection of `name`, if the shapes are its own. Raises `ModelError`."""
         selection = self._selections.get(name)
         if selection is None:
             raise ModelError(f"channel map: the variant has no tensor {name!r}")
@@ -205,7 +216,7 @@ class ChannelMap:
                 f"channel map: {name!r} maps {selection.variant_shape} into {selection.shape}, "
                 f"not {np.shape(values)} into {into.shape}"
             )
-        selection.add(values, into)
+        return selection
 
     def compose(self, inner: ChannelMap) -> ChannelMap:
         """The map of a variant's variant: `inner` maps into this one's variant. Raises `ModelError`."""

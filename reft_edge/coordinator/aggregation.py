@@ -10,7 +10,8 @@ algorithm 1); with nested variants it is the aggregation of HeteroFL (Diao et al
 
 Pure numpy. Updates are streamed: peak memory is 16 bytes for each entry of the global model (two float64
 accumulators), one update with its map, and the result. What an update may weigh, and whether it came in time, is
-decided elsewhere.
+decided elsewhere. One device that sends what it likes can move this mean anywhere: `coordinator.robust` has rules that
+hold against some.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def merge(global_tensors: Tensors, updates: Iterable[ClientUpdate]) -> dict[str,
     sums = {name: np.zeros(t.shape, np.float64) for name, t in global_tensors.items() if t.dtype != np.bool_}
     weights = {name: np.zeros_like(total) for name, total in sums.items()}
     for update in updates:
-        _check(update, global_tensors)
+        check_update(update, global_tensors)
         for name in sums.keys() & update.delta.keys():
             weighted = update.delta[name].astype(np.float64) * update.weight
             update.channels.add(name, weighted, into=sums[name])
@@ -72,7 +73,7 @@ def _moved(tensor: Array, total: Array, weight: Array) -> Array:
     return moved
 
 
-def _check(update: ClientUpdate, global_tensors: Tensors) -> None:
+def check_update(update: ClientUpdate, global_tensors: Tensors) -> None:
     """Raise `FederationError` unless `update` fits its map and the model, is finite, and weighs something."""
     who = f"the update of {update.device!r}"
     if not (isfinite(update.weight) and update.weight > 0):

@@ -15,12 +15,15 @@ import torch
 
 from reft_edge.bundle.container import container_limit, pack_tensors, unpack_tensors
 from reft_edge.coordinator.aggregation import ClientUpdate, merge
+from reft_edge.coordinator.aggregation_settings import AggregationSettings
 from reft_edge.coordinator.batch_norm import has_batch_norm, reestimate_batch_norm
 from reft_edge.coordinator.contributions import Contribution, read_update, trained_weights
 from reft_edge.coordinator.distillation import DistillationProgress, Teacher, distil, teacher_outputs
 from reft_edge.coordinator.evaluation import Metrics, evaluate
 from reft_edge.coordinator.events import Distilling, Listener, ignore
 from reft_edge.coordinator.records import MetricRecord, Stage
+from reft_edge.coordinator.robust.merging import merge_robustly
+from reft_edge.coordinator.screening import bounded_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,6 +40,7 @@ class LearningOptions:
     """What the steps need beside tensors. `public` and `test` are shaped for the model."""
 
     loss: Loss
+    aggregation: AggregationSettings
     distillation: DistillationSettings
     seed: int
     public: Dataset | None = None
@@ -108,8 +112,8 @@ class Learner:
         return ((stage, evaluate(self.model, self._options.test)),)
 
     def merge(self, weights: BlobRef, contributions: Sequence[Contribution]) -> Outcome:
-        """The weighted mean of the updates, then batch-norm statistics from public inputs."""
-        self._load(merge(self.read(weights), self._updates(contributions)))
+        """The step that the updates give by the rule of the settings, then batch-norm statistics from public inputs."""
+        self._load(self._merged(self.read(weights), contributions))
         measured = self.evaluate("merged")
         if self._options.public is not None and reestimate_batch_norm(self.model, self._options.public.inputs):
             measured += self.evaluate("batch_norm")
@@ -134,7 +138,7 @@ class Learner:
 
         result = distil(
             self.model,
-            [self._teacher(contribution, options.public.inputs) for contribution in contributions],
+            self._teachers(contributions, options.public.inputs),
             options.public.inputs,
             settings=options.distillation,
             loss=options.loss,
@@ -144,17 +148,34 @@ class Learner:
         )
         return Outcome(weights=self.save(), kept_epoch=result.kept_epoch)
 
+    def _merged(self, start: Tensors, contributions: Sequence[Contribution]) -> dict[str, Array]:
+        settings = self._options.aggregation
+        if settings.rule == "mean":
+            return merge(start, self._updates(contributions))
+        return merge_robustly(
+            start,
+            self._updates(contributions),
+            settings=settings,
+            parameters={name for name, _ in self.model.named_parameters()},
+            directory=self._blobs.root,
+        )
+
     def _updates(self, contributions: Sequence[Contribution]) -> Iterator[ClientUpdate]:
         """One update at a time, in order of devices: sums of floats depend on the order."""
+        weights = _bounded_samples(contributions)
         for contribution in sorted(contributions, key=lambda item: item.device):
             yield ClientUpdate(
                 device=contribution.device,
                 channels=contribution.variant.channels,
                 delta=read_update(contribution, self._blobs),
-                weight=float(contribution.update.training_samples),
+                weight=weights[contribution.device],
             )
 
-    def _teacher(self, contribution: Contribution, inputs: Array) -> Teacher:
+    def _teachers(self, contributions: Sequence[Contribution], inputs: Array) -> list[Teacher]:
+        samples = _bounded_samples(contributions)
+        return [self._teacher(one, inputs, samples[one.device]) for one in contributions]
+
+    def _teacher(self, contribution: Contribution, inputs: Array, samples: float) -> Teacher:
         graph = self._blobs.read(contribution.variant.manifest.inference_graph)
         weights: Tensors = trained_weights(contribution, self._blobs)
         if has_batch_norm(self.model):
@@ -162,7 +183,7 @@ class Learner:
         return Teacher(
             name=contribution.device,
             outputs=teacher_outputs(graph, weights, inputs, threads=self._options.threads),
-            samples=float(contribution.update.training_samples),
+            samples=samples,
         )
 
     def _with_public_statistics(self, ratio: float, weights: Tensors, inputs: Array) -> Tensors:
@@ -183,3 +204,8 @@ class Learner:
 
     def _put(self, tensors: Tensors) -> BlobRef:
         return self._blobs.put(pack_tensors(tensors))
+
+
+def _bounded_samples(contributions: Sequence[Contribution]) -> dict[str, float]:
+    """What each device counts where samples do: its own word, within bounds that the cohort sets."""
+    return bounded_weights({one.device: one.update.training_samples for one in contributions})

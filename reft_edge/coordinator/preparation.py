@@ -75,6 +75,7 @@ def prepare(settings: FederationSettings, base_dir: Path) -> Preparation:
         model=model,
         options=LearningOptions(
             loss=settings.model.loss_function,
+            aggregation=settings.aggregation,
             distillation=settings.distillation,
             seed=settings.seed,
             public=_load(settings.data.public, settings.model, base_dir),

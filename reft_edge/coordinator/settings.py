@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from reft_edge.bundle.manifest import SGD, CrossEntropy, Loss, MeanSquaredError, Optimizer
 from reft_edge.config import load_settings
+from reft_edge.coordinator.aggregation_settings import AggregationSettings
 from reft_edge.coordinator.distillation_settings import DistillationSettings
 from reft_edge.coordinator.planning import DEFAULT_RATIOS
 from reft_edge.coordinator.policies import find_policy
@@ -145,6 +146,7 @@ class FederationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     training: TrainingSettings = TrainingSettings()
     planning: PlanningSettings = PlanningSettings()
     data: CoordinatorData = CoordinatorData()
+    aggregation: AggregationSettings = AggregationSettings()
     distillation: DistillationSettings = DistillationSettings()
     output: OutputSettings = OutputSettings()
     trust: CoordinatorTrust | None = None

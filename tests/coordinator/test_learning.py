@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from reft_edge.bundle.manifest import CrossEntropy
+from reft_edge.coordinator.aggregation_settings import AggregationSettings
 from reft_edge.coordinator.catalogue import CompiledVariant, Workshop, initial_model
 from reft_edge.coordinator.contributions import Contribution
 from reft_edge.coordinator.distillation_settings import DistillationSettings
@@ -32,6 +33,7 @@ def test_a_teacher_is_not_judged_by_the_batch_norm_statistics_of_its_device(tmp_
     inputs = np.random.default_rng(0).random((32, 1, 8, 8), dtype=np.float32)
     options = LearningOptions(
         loss=CrossEntropy(),
+        aggregation=AggregationSettings(),
         distillation=DistillationSettings(epochs=2),
         seed=0,
         public=Dataset(inputs=inputs, targets=None),
