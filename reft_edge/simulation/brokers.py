@@ -98,6 +98,11 @@ class RunningBroker:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int | None:
+        """None unless it runs (or is stopped)."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
     def start(self) -> None:
         """Start, also again after `stop` or `kill`, on the same port. Raises `BrokerError` unless it then accepts."""
         if self.running:
