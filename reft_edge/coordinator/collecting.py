@@ -98,9 +98,11 @@ class Collector:
                 self._note_presence(device, now)
                 if came_or_went:
                     self._tell_device(device)
-            case FromDevice(device=device, message=ProfileAnnouncement() as announcement):
-                if self._fleet.hear_profile(device, announcement):
-                    self._store.save_device(DeviceRecord(device=device, announcement=announcement, seen_at=now))
+            case FromDevice(device=device, message=ProfileAnnouncement() as announcement, certificate=certificate):
+                if self._fleet.hear_profile(device, announcement, certificate):
+                    self._store.save_device(
+                        DeviceRecord(device=device, announcement=announcement, seen_at=now, certificate=certificate)
+                    )
                     self._tell_device(device)
             case FromDevice(device=device, message=Accepted() | Refused() | Failed() | Progress() | Done() as report):
                 self._hear_report(device, report, now)

@@ -210,8 +210,10 @@ class Conductor:
         deadline = current.state.deadline
         if deadline is None:
             raise ValueError("tasks are sent when the deadline is known")
+        sequence = self._store.next_sequence(self._clock())
+        classes = self._settings.model.classes
         for device, assignment in current.assignments.items():
-            task = make_task(assignment, current.key, deadline=deadline, classes=self._settings.model.classes)
+            task = make_task(assignment, current.key, deadline=deadline, classes=classes, sequence=sequence)
             self._network.send_task(device, task, expires_s=max(1.0, deadline - self._clock()))
 
     def _publish_again(self) -> None:

@@ -21,6 +21,8 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     state: str = "offline"
     announcement: ProfileAnnouncement | None = None
     """The last one, perhaps from before this process."""
+    certificate: str = ""
+    """PEM, as it came with the announcement."""
 
 
 class Fleet:
@@ -28,7 +30,10 @@ class Fleet:
 
     def __init__(self, known: Iterable[DeviceRecord] = ()) -> None:
         self._devices = {
-            record.device: Device(device=record.device, announcement=record.announcement) for record in known
+            record.device: Device(
+                device=record.device, announcement=record.announcement, certificate=record.certificate
+            )
+            for record in known
         }
 
     def __getitem__(self, device: str) -> Device:
@@ -41,11 +46,12 @@ class Fleet:
         self._devices[device] = msgspec.structs.replace(before, online=status.online, state=state)
         return before.online != status.online
 
-    def hear_profile(self, device: str, announcement: ProfileAnnouncement) -> bool:
-        """Returns whether it says something new."""
+    def hear_profile(self, device: str, announcement: ProfileAnnouncement, certificate: str = "") -> bool:
+        """Returns whether it says something new, or comes with another certificate."""
         before = self[device]
-        self._devices[device] = msgspec.structs.replace(before, announcement=announcement)
-        return before.announcement != announcement
+        after = msgspec.structs.replace(before, announcement=announcement, certificate=certificate)
+        self._devices[device] = after
+        return before != after
 
     def ready(self) -> list[Device]:
         """Devices that are online and have told what they can do, by name."""

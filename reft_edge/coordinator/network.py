@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from reft_edge.bundle.manifest import BlobRef
 from reft_edge.errors import BundleError, RemoteProtocolError
@@ -33,7 +33,11 @@ from reft_edge.wire.messages import (
     decode_status,
     encode,
 )
+from reft_edge.wire.signing import seal, unseal
 from reft_edge.wire.transfer import Courier, Delivered, Fetched, Lost, PullLimiter, TransferEvent
+
+if TYPE_CHECKING:
+    from reft_edge.coordinator.trust import DeviceKeys
 
 MAX_DEVICES = 100_000
 """Device ids come from topics; beyond this many somebody invents them."""
@@ -54,10 +58,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class FromDevice:
-    """A decoded message."""
+    """A decoded message. What is signed has been checked, but for a status, which anybody may have said."""
 
     device: str
     message: Status | ProfileAnnouncement | Report
+    certificate: str = ""
+    """PEM, beside a signed profile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,13 +109,24 @@ _Order: TypeAlias = Callable[[float], None]
 
 
 class Network:
-    """Start it, send through it, read `inbox`. Methods may be called from any thread."""
+    """Start it, send through it, read `inbox`. Methods may be called from any thread.
+
+    With `keys`, tasks are signed, and profiles and reports that are not signed by their device are dropped.
+    """
 
     def __init__(
-        self, settings: BrokerSettings, *, federation: str, blobs: BlobStore, max_parallel_uploads: int
+        self,
+        settings: BrokerSettings,
+        *,
+        federation: str,
+        blobs: BlobStore,
+        max_parallel_uploads: int,
+        keys: DeviceKeys | None = None,
     ) -> None:
         self.inbox: queue.SimpleQueue[FromNetwork] = queue.SimpleQueue()
         self._federation = federation
+        self._keys = keys
+        self._own_key = None if keys is None else keys.own
         self._blobs = blobs
         self._limiter = PullLimiter(max_parallel_uploads)
         self._couriers: dict[str, Courier] = {}
@@ -147,7 +164,8 @@ class Network:
 
     def send_task(self, device: str, message: Task | Close, *, expires_s: float | None = None) -> None:
         """Retain a task, or the end of the run, for a device. It replaces the device's task before."""
-        self._link.publish(self._topic(device, "task"), encode(message), qos=1, retain=True, expires_s=expires_s)
+        topic = self._topic(device, "task")
+        self._link.publish(topic, seal(topic, encode(message), self._own_key), qos=1, retain=True, expires_s=expires_s)
 
     def clear_task(self, device: str) -> None:
         """The device has nothing to do."""
@@ -257,13 +275,32 @@ class Network:
                 self._set_online(device, status.online, now)
                 self.inbox.put(FromDevice(device=device, message=status))
             case "profile":
-                self.inbox.put(FromDevice(device=device, message=decode_profile(event.payload)))
+                self._hear_profile(device, event)
             case "report":
-                report = decode_report(event.payload)
-                if self.inbox.qsize() < MAX_INBOX:
-                    self.inbox.put(FromDevice(device=device, message=report))
+                self._hear_report(device, event)
             case _:
                 return
+
+    def _hear_profile(self, device: str, event: mqtt.Received) -> None:
+        """Raises `RemoteProtocolError` for one that is not the device's own."""
+        sealed = unseal(event.topic, event.payload)
+        if self._keys is not None:
+            self._keys.check_profile(device, event.topic, sealed)
+        certificate = "" if self._keys is None else sealed.certificate
+        announcement = decode_profile(sealed.message)
+        self.inbox.put(FromDevice(device=device, message=announcement, certificate=certificate))
+
+    def _hear_report(self, device: str, event: mqtt.Received) -> None:
+        """Raises `RemoteProtocolError` for one that is not the device's own."""
+        sealed = unseal(event.topic, event.payload)
+        if self._keys is not None:
+            if not self._keys.knows(device):  # it says what matters again
+                _log.debug("%s: dropped: its certificate is not known yet", event.topic)
+                return
+            self._keys.check_report(device, event.topic, sealed)
+        report = decode_report(sealed.message)
+        if self.inbox.qsize() < MAX_INBOX:
+            self.inbox.put(FromDevice(device=device, message=report))
 
     def _set_online(self, device: str, online: bool, now: float) -> None:
         (self._online.add if online else self._online.discard)(device)

@@ -1,4 +1,4 @@
-"""From settings to things: the model, the data, the options of learning. What `--check` checks first.
+"""From settings to things: keys, the model, the data, the options of learning. What `--check` checks first.
 
 Nothing here connects, writes or trains, so every mistake in federation.toml that concerns the model or the data is
 found before a device is asked for anything.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from reft_edge.compile.importance import find_importance
 from reft_edge.coordinator.catalogue import Workshop, initial_model
 from reft_edge.coordinator.learning import LearningOptions
 from reft_edge.coordinator.settings import run_digest
+from reft_edge.coordinator.trust import Trust
 from reft_edge.data.load import load_dataset
 from reft_edge.errors import DataError
 
@@ -37,6 +39,8 @@ class Preparation:
     model: nn.Module
     """The model before the first round; stays as it is."""
     options: LearningOptions
+    trust: Trust | None = None
+    """What tasks are signed with, and whose certificates count; None where nothing is signed."""
 
     @property
     def directory(self) -> Path:
@@ -63,7 +67,10 @@ class Preparation:
 
 
 def prepare(settings: FederationSettings, base_dir: Path) -> Preparation:
-    """Build the model and load the data. Raises `ModelError` or `DataError`."""
+    """Read the keys, build the model and load the data. Raises `ConfigError`, `ModelError` or `DataError`."""
+    trust = None
+    if settings.trust is not None:
+        trust = Trust.read(settings.trust.resolved_in(base_dir), now=datetime.now(UTC))
     find_importance(settings.planning.importance)
     model = initial_model(settings.model, base_dir=base_dir, seed=settings.seed)
     test = _load(settings.data.test, settings.model, base_dir)
@@ -73,6 +80,7 @@ def prepare(settings: FederationSettings, base_dir: Path) -> Preparation:
         settings=settings,
         base_dir=base_dir,
         model=model,
+        trust=trust,
         options=LearningOptions(
             loss=settings.model.loss_function,
             aggregation=settings.aggregation,

@@ -70,8 +70,10 @@ def broadcast_blobs(assignments: Sequence[AssignmentRecord], variants: Mapping[s
     return list(chosen.values())
 
 
-def make_task(assignment: AssignmentRecord, key: RoundKey, *, deadline: float, classes: tuple[str, ...]) -> Task:
-    """The message for a device. `assignment` has been published."""
+def make_task(
+    assignment: AssignmentRecord, key: RoundKey, *, deadline: float, classes: tuple[str, ...], sequence: int
+) -> Task:
+    """The message for a device. `assignment` has been published. `sequence` is above that of all messages before."""
     if assignment.bundle is None or assignment.weights is None:
         raise ValueError(f"assignment {assignment.task!r} has not been published")
     return Task(
@@ -84,4 +86,5 @@ def make_task(assignment: AssignmentRecord, key: RoundKey, *, deadline: float, c
         deadline=deadline,
         classes=classes,
         broadcast=assignment.broadcast,
+        sequence=sequence,
     )

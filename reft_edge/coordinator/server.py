@@ -8,6 +8,7 @@ Whatever ends the process, the store and the broker's retained tasks are enough 
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from reft_edge.coordinator.report.record import gather, to_json
 from reft_edge.coordinator.rounds import Phase
 from reft_edge.coordinator.session import Session
 from reft_edge.coordinator.store import Store
+from reft_edge.coordinator.trust import DeviceKeys
 from reft_edge.errors import ConfigError, FederationError, ResourceError
 from reft_edge.wire.blobs import BlobStore
 
@@ -43,6 +45,9 @@ BLOBS = "blobs"
 MODELS = "models"
 REPORT = "report"
 """In a run's folder: exported models, and the report as .json and .html."""
+
+
+_log = logging.getLogger(__name__)
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,6 +147,7 @@ class Coordinator:
 
     def _play(self, store: Store, record: RunRecord, listener: events.Listener, *, resumed: bool) -> None:
         blobs = self._blobs()
+        keys = self._device_keys()
         parts = RunParts(
             run=record.run,
             settings=self._settings,
@@ -154,8 +160,9 @@ class Coordinator:
                 federation=self._settings.federation,
                 blobs=blobs,
                 max_parallel_uploads=self._settings.max_parallel_uploads,
+                keys=keys,
             ),
-            fleet=Fleet(store.devices()),
+            fleet=Fleet(device for device in store.devices() if keys is None or keys.recall(device)),
             listener=listener,
             clock=self._clock,
         )
@@ -191,6 +198,15 @@ class Coordinator:
         for exported in exporter.export([parts.catalogue.named(name) for name in used]):
             parts.store.save_export(parts.run, exported)
             parts.listener(events.Exported(name=exported.name, path=exported.path, values=exported.values))
+
+    def _device_keys(self) -> DeviceKeys | None:
+        """Whom we believe; None, with a warning where it matters, when nothing is signed."""
+        if self._preparation.trust is not None:
+            return DeviceKeys(self._preparation.trust, clock=self._clock)
+        broker = self._settings.broker
+        if not broker.is_on_this_machine:
+            _log.warning("no [trust] in the settings: whoever reaches broker %s can speak for devices", broker.address)
+        return None
 
     def _directory(self, run: str) -> Path:
         """Where a run's results go."""

@@ -51,8 +51,10 @@ class Session:
 
     def close_devices(self, run: str) -> None:
         """Tell every device of a run that it has ended."""
-        for device in sorted({assignment.device for assignment in self._parts.store.history(run)}):
-            self._parts.network.send_task(device, Close(run=run))
+        parts = self._parts
+        close = Close(run=run, sequence=parts.store.next_sequence(parts.clock()))
+        for device in sorted({assignment.device for assignment in parts.store.history(run)}):
+            parts.network.send_task(device, close)
 
     # Which round.
 

@@ -5,6 +5,7 @@ Knows nothing of MQTT packets and loads no MQTT client, so that checking a setti
 
 from __future__ import annotations
 
+import re
 import ssl
 from pathlib import Path
 from typing import Annotated, Literal
@@ -58,6 +59,11 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     @property
     def uses_tls(self) -> bool:
         return self.tls or self.ca_file is not None or self.certificate_file is not None
+
+    @property
+    def is_on_this_machine(self) -> bool:
+        """Whether nobody else can listen on the way to the broker."""
+        return self.host in ("localhost", "::1") or re.fullmatch(r"127(\.[0-9]{1,3}){3}", self.host) is not None
 
     def resolved_in(self, base_dir: Path) -> BrokerSettings:
         """The same with file names made absolute, relative ones below `base_dir`."""

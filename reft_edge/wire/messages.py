@@ -94,6 +94,9 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, tag="task"):
     """Class names in the order of the model's outputs; a device maps its own to these. Empty: indices."""
     broadcast: bool = False
     """Whether the blocks of these blobs lie retained on `blob/<transfer>/<index>`; else ask on `up`."""
+    sequence: Count = 0
+    """Rises with all that a coordinator says on `task`; a device that checks signatures refuses a lower one than it has
+    accepted, which is an old message that somebody plays again."""
     schema: int = SCHEMA
 
 
@@ -101,6 +104,8 @@ class Close(msgspec.Struct, frozen=True, kw_only=True, tag="close"):
     """Retained on `task` in place of a task: the run has ended, the worker may go and the spool may be cleared."""
 
     run: Name
+    sequence: Count = 0
+    """As in `Task`."""
     schema: int = SCHEMA
 
 
