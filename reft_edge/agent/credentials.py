@@ -36,10 +36,6 @@ MAX_RENEWAL_BYTES = 8 * 1024
 
 MAX_REPORT_BYTES = 16 * 1024
 
-REFUSAL_COSTS_S = 60.0
-"""After a renewal that was refused the next is not looked at for this long: whoever fills the topic with garbage gets a
-child process a minute and no more. A good one is retained, and comes again with the next connection."""
-
 
 class ReportRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What the child is to look at. `renewal` (PEM) empty: the certificate that is installed."""
@@ -64,7 +60,6 @@ class Credentials:
     def __init__(self, settings: AgentSettings) -> None:
         self._request = report_request(settings)
         self._ends: datetime | None = None
-        self._refused_at = float("-inf")
 
     def explain_refusal(self) -> str:
         """What is wrong with our certificate, in one or two sentences; empty when we have none.
@@ -111,11 +106,8 @@ class Credentials:
     def _examine_renewal(self, installed: ReportRequest, pem: bytes) -> CertificateReport:
         if len(pem) > MAX_RENEWAL_BYTES or not pem.isascii():
             raise RemoteProtocolError(f"{len(pem)} bytes that are no certificate")
-        if time.monotonic() < self._refused_at + REFUSAL_COSTS_S:
-            raise RemoteProtocolError("a renewed certificate came too soon after one that was refused; not looked at")
         report = _ask(msgspec.structs.replace(installed, renewal=pem.decode("ascii")))
         if report.faults:
-            self._refused_at = time.monotonic()
             raise RemoteProtocolError(f"a renewed certificate is not accepted: {'; '.join(report.faults)}")
         return report
 

@@ -21,7 +21,15 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from reft_edge.errors import BrokerError
+from reft_edge.wire.connection_errors import (
+    REFUSED_LOGIN,
+    BrokerConnectionError,
+    explain_alert,
+    explain_failure,
+    explain_refused_login,
+    explain_silence,
+    is_alert,
+)
 from reft_edge.wire.endpoint import BrokerSettings
 from reft_edge.wire.outbox import Outgoing
 
@@ -43,24 +51,7 @@ _FAILURE = 0x80
 MqttVersion: TypeAlias = Literal["5", "3.1.1"]
 _PROTOCOLS: Mapping[MqttVersion, Any] = {"5": paho.MQTTv5, "3.1.1": paho.MQTTv311}
 
-_REFUSED_LOGIN = ("Bad user name or password", "Not authorized", "Banned", "Bad authentication method")
 _REFUSED_VERSION = ("Unsupported protocol version",)
-
-
-class BrokerConnectionError(BrokerError):
-    """The broker could not be reached, refused us, or the connection broke.
-
-    `permanent`: trying again cannot help before somebody changes a setting. `version_refused`: the broker does not
-    speak this version of MQTT. `hung_up`: it closed the connection without an answer, which may mean the same.
-    """
-
-    def __init__(
-        self, message: str, *, permanent: bool = False, version_refused: bool = False, hung_up: bool = False
-    ) -> None:
-        super().__init__(message)
-        self.permanent = permanent
-        self.version_refused = version_refused
-        self.hung_up = hung_up
 
 
 class PahoConnection:
@@ -136,7 +127,7 @@ class PahoConnection:
             else:
                 self._client.connect(host, port, keepalive)
         except (OSError, ValueError) as exc:
-            raise _explain(exc, self._settings) from exc
+            raise explain_failure(exc, self._settings) from exc
 
     def fileno(self) -> int:
         """The socket's descriptor; -1 when the connection has ended."""
@@ -244,10 +235,11 @@ class PahoConnection:
             self._max_packet_bytes = min(MAX_PACKET_BYTES, limit or MAX_PACKET_BYTES)
             return
         name = str(reason)
-        advice = "check username and password_file" if name in _REFUSED_LOGIN else "see the broker's log"
+        if name in REFUSED_LOGIN:
+            self._refusal = explain_refused_login(name, self._settings)
+            return
         self._refusal = BrokerConnectionError(
-            f"broker {self._settings.address} refuses the connection: {name}; {advice}",
-            permanent=name in _REFUSED_LOGIN,
+            f"broker {self._settings.address} refuses the connection: {name}; see the broker's log",
             version_refused=name in _REFUSED_VERSION,
         )
 
@@ -286,15 +278,28 @@ class PahoConnection:
         address = self._settings.address
         if self.accepted:
             return BrokerConnectionError(f"connection to broker {address} ended: {self._lost_reason or 'no answer'}")
-        return BrokerConnectionError(
-            f"{address} took the connection and closed it without an MQTT answer; "
-            "check the port, and whether the broker wants TLS or a client certificate",
-            hung_up=True,
-        )
+        if isinstance(self._socket, _TidySocket) and self._socket.alert:
+            return explain_alert(self._socket.alert, self._settings)
+        return explain_silence(self._settings)
 
 
 class _TidySocket(ssl.SSLSocket):
-    """Closes itself when the handshake fails; paho forgets it then, open."""
+    """Closes itself when the handshake fails (paho forgets it then, open), and remembers why the peer ended TLS.
+
+    With TLS 1.3 our side of the handshake is done before the broker has looked at our certificate. Its refusal comes
+    with the first read, where paho takes the alert for an ordinary end.
+    """
+
+    alert = ""
+    """OpenSSL's name for the peer's alert, such as `SSLV3_ALERT_CERTIFICATE_REVOKED`."""
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        try:
+            return super().recv(buflen, flags)
+        except ssl.SSLError as exc:
+            if is_alert(exc):
+                self.alert = exc.reason
+            raise
 
     def do_handshake(self, block: bool = False) -> None:
         try:
@@ -315,28 +320,3 @@ def _properties(packet: int) -> Properties:
 
 def _ignore(*_arguments: object) -> None:
     """A callback whose presence changes what paho does."""
-
-
-def _explain(exc: OSError | ValueError, settings: BrokerSettings) -> BrokerConnectionError:
-    """One line: what went wrong at which address, and what to check."""
-    where = f"broker {settings.address}"
-    if isinstance(exc, ConnectionRefusedError):
-        return BrokerConnectionError(
-            f"nobody listens at {settings.address}; is the broker running, and is the port right?"
-        )
-    if isinstance(exc, socket.gaierror):
-        known = exc.errno != socket.EAI_AGAIN
-        return BrokerConnectionError(f"{where}: this host name is not known; check the address", permanent=known)
-    if isinstance(exc, ssl.SSLCertVerificationError):
-        reason = f"its certificate is not accepted: {exc.verify_message}; check ca_file and the host name"
-        return BrokerConnectionError(f"{where}: {reason}", permanent=True)
-    if isinstance(exc, ssl.SSLError):
-        return BrokerConnectionError(f"{where}: TLS failed: {exc.reason or exc}; is this the TLS port?", permanent=True)
-    if isinstance(exc, TimeoutError):
-        advice = "is this its TLS port?" if settings.uses_tls else "check the address and the firewall"
-        return BrokerConnectionError(f"{where}: no answer within {settings.connect_timeout_s:g} s; {advice}")
-    if isinstance(exc, ConnectionResetError) and settings.uses_tls:
-        return BrokerConnectionError(f"{where} broke off the TLS handshake; is this its TLS port?")
-    return BrokerConnectionError(
-        f"{where} cannot be reached: {(exc.strerror if isinstance(exc, OSError) else None) or exc}"
-    )

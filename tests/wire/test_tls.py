@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import queue
 import socket
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from reft_edge.errors import BrokerError
 from reft_edge.simulation.brokers import RunningBroker
+from reft_edge.wire.connection_errors import BrokerConnectionError
 from reft_edge.wire.mqtt import BrokerSettings, Connected, Event, MqttLink, Received
-from tests.certificates import Authority
+from tests.certificates import DAY, Authority
 
 pytestmark = pytest.mark.mosquitto
 
@@ -25,39 +30,86 @@ user {user}
 listener {port} 127.0.0.1
 allow_anonymous true
 cafile {directory}/ca.crt
-certfile {directory}/server.crt
-keyfile {directory}/server.key
+certfile {directory}/{server}.crt
+keyfile {directory}/{server}.key
+crlfile {directory}/{list}
 require_certificate true
 """
 
 
+def wait_until_listening(port: int, broker: subprocess.Popen[bytes]) -> None:
+    while broker.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=WAIT_S).close()
+        except ConnectionRefusedError:
+            continue
+        return
+    pytest.fail("mosquitto does not start")
+
+
 @pytest.fixture(scope="module")
-def tls(tmp_path_factory: pytest.TempPathFactory, mosquitto_program: str) -> Iterator[BrokerSettings]:
-    """Settings of a device with a certificate, for a broker that demands one."""
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Certificates of every kind."""
     directory = tmp_path_factory.mktemp("tls")
     authority = Authority(directory, "ca")
     authority.issue_server()
+    authority.issue_server("old-server", ends=-DAY / 2)
+    authority.issue_server("early-server", starts=DAY / 2)
     authority.issue("device")
-    Authority(directory, "other")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    text = CONFIGURATION.format(user=getpass.getuser(), port=port, directory=directory)
-    (directory / "mosquitto.conf").write_text(text)
-    with subprocess.Popen(
-        [mosquitto_program, "-c", str(directory / "mosquitto.conf")], stderr=subprocess.DEVNULL
-    ) as broker:
-        settings = BrokerSettings(
-            port=port, ca_file="ca.crt", certificate_file="device.crt", key_file="device.key", connect_timeout_s=2.0
+    authority.issue("expired", ends=-DAY / 2)
+    authority.issue("early", starts=DAY / 2)
+    authority.issue("not-a-client", client=False)
+    authority.revoke(ends=timedelta(seconds=-1)).rename(directory / "old.crl")
+    authority.revoke(authority.issue("revoked"))
+    Authority(directory, "other").issue("foreign")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def start(directory: Path, mosquitto_program: str) -> Iterator[Callable[..., BrokerSettings]]:
+    """Starts a broker that demands certificates (one of each kind); returns a device's settings for it."""
+    running: dict[tuple[str, str], tuple[subprocess.Popen[bytes], int]] = {}
+
+    def start(server: str = "server", revoked: str = "ca.crl") -> BrokerSettings:
+        if (server, revoked) not in running:
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                port = listener.getsockname()[1]
+            text = CONFIGURATION.format(
+                user=getpass.getuser(), port=port, directory=directory, server=server, list=revoked
+            )
+            (directory / f"{port}.conf").write_text(text)
+            command = [mosquitto_program, "-c", str(directory / f"{port}.conf")]
+            broker = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+            running[server, revoked] = broker, port
+            wait_until_listening(port, broker)
+        return BrokerSettings(
+            port=running[server, revoked][1],
+            ca_file="ca.crt",
+            certificate_file="device.crt",
+            key_file="device.key",
+            connect_timeout_s=2.0,
         ).resolved_in(directory)
-        wait_until_up(settings)
-        yield settings
+
+    yield start
+    for broker, _ in running.values():
         broker.terminate()
+        broker.wait()
 
 
-def wait_until_up(settings: BrokerSettings) -> None:
-    probe = MqttLink(settings, client_id="probe", events=queue.SimpleQueue())
-    probe.start(wait_s=WAIT_S)
-    probe.stop()
+@pytest.fixture(scope="module")
+def tls(start: Callable[..., BrokerSettings]) -> BrokerSettings:
+    """Settings of a device with a certificate, for a broker that demands one."""
+    return start()
+
+
+def refusal(settings: BrokerSettings, *, wait_s: float = 0.5) -> BrokerConnectionError:
+    """How connecting fails."""
+    link = MqttLink(settings, client_id="device", events=queue.SimpleQueue())
+    with pytest.raises(BrokerError) as caught:
+        link.start(wait_s=wait_s)
+    cause = caught.value.__cause__
+    assert isinstance(cause, BrokerConnectionError)
+    return cause
 
 
 def test_blocks_pass_through_tls_in_both_directions(tls: BrokerSettings) -> None:
@@ -76,27 +128,85 @@ def test_blocks_pass_through_tls_in_both_directions(tls: BrokerSettings) -> None
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("name", "words", "permanent"),
     [
-        ({"ca_file": "other.crt"}, "certificate is not accepted.*check ca_file"),
-        ({"host": "127.0.0.1"}, "certificate is not accepted.*host name"),
-        ({"certificate_file": None, "key_file": None}, "client certificate"),
-        ({"certificate_file": None, "key_file": None, "ca_file": None}, "broker wants TLS"),
+        ("foreign", "does not know the authority that signed our certificate", True),
+        ("revoked", "says that our certificate is revoked", True),
+        ("not-a-client", "does not accept our certificate, which is not for clients", True),
+        # The rest may be the clock's fault, and clocks are set right after a while.
+        ("expired", "says that our certificate has expired", False),
+        ("early", "does not accept our certificate; perhaps it is not valid yet", False),
+    ],
+)
+def test_why_the_broker_turns_a_certificate_away_is_one_clear_line(
+    tls: BrokerSettings, directory: Path, name: str, words: str, permanent: bool
+) -> None:
+    files = {"certificate_file": str(directory / f"{name}.crt"), "key_file": str(directory / f"{name}.key")}
+    failure = refusal(msgspec.structs.replace(tls, **files))
+    assert words in str(failure)
+    assert (failure.permanent, failure.turned_away) == (permanent, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "permanent"),
+    [
+        ({"ca_file": "other.crt"}, "was not signed by the authority in ca_file '.*other.crt'", True),
+        ({"host": "127.0.0.1"}, "it is not for the host name '127.0.0.1'", True),
+        ({"certificate_file": None, "key_file": None}, "wants a client certificate; set certificate_file", True),
+        ({"certificate_file": None, "key_file": None, "ca_file": None}, "whether the broker wants TLS", False),
     ],
     ids=["wrong authority", "wrong host name", "no client certificate", "no TLS"],
 )
-def test_what_is_wrong_with_the_certificates_is_one_clear_line(
-    tls: BrokerSettings, changes: dict[str, str | None], words: str
+def test_what_is_wrong_with_our_settings_is_one_clear_line(
+    tls: BrokerSettings, directory: Path, changes: dict[str, Any], words: str, permanent: bool
 ) -> None:
-    if changes.get("ca_file"):
-        changes = {**changes, "ca_file": str(Path(str(tls.ca_file)).with_name("other.crt"))}
-    link = MqttLink(msgspec.structs.replace(tls, **changes), client_id="device", events=queue.SimpleQueue())
-    with pytest.raises(BrokerError, match=words):
-        link.start(wait_s=0.7)
+    failure = refusal(msgspec.structs.replace(tls, **changes).resolved_in(directory))
+    assert failure.permanent is permanent
+    with pytest.raises(BrokerConnectionError, match=words):
+        raise failure
+
+
+@pytest.mark.parametrize(
+    ("server", "revoked", "words"),
+    [
+        ("old-server", "ca.crl", "has expired by the clock here, which says"),
+        ("early-server", "ca.crl", "is not valid yet by the clock here, which says"),
+        ("server", "old.crl", "has expired, or its own revocation list has"),
+    ],
+    ids=["expired broker", "broker of tomorrow", "expired revocation list"],
+)
+def test_what_time_may_heal_is_tried_again(
+    start: Callable[..., BrokerSettings], server: str, revoked: str, words: str
+) -> None:
+    failure = refusal(start(server, revoked))
+    assert words in str(failure)
+    assert not failure.permanent
+
+
+def test_a_broker_that_dies_in_the_handshake_is_tried_again() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=hang_up_on_all, args=(server,))
+        thread.start()
+        try:
+            failure = refusal(BrokerSettings(port=server.getsockname()[1], tls=True))
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join(WAIT_S)
+    assert "broke off the TLS handshake" in str(failure)
+    assert not failure.permanent
+
+
+def hang_up_on_all(server: socket.socket) -> None:
+    """Read the beginning of what each client says, then close; until the server is shut down."""
+    with contextlib.suppress(OSError):
+        while True:
+            connection, _ = server.accept()
+            connection.recv(4096)
+            connection.close()
 
 
 def test_tls_to_a_port_without_it_is_one_clear_line(tls: BrokerSettings, broker: RunningBroker) -> None:
     settings = msgspec.structs.replace(tls, port=broker.port, connect_timeout_s=0.3)
-    link = MqttLink(settings, client_id="x", events=queue.SimpleQueue())
-    with pytest.raises(BrokerError, match="is this its TLS port"):
-        link.start(wait_s=2.0)
+    failure = refusal(settings, wait_s=0.8)
+    assert "is this its TLS port" in str(failure)
+    assert not failure.permanent
