@@ -16,22 +16,18 @@ import queue
 import signal
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
-import reft_edge
 from reft_edge.agent.admission import refusal, task_parts
-from reft_edge.agent.jobs import JobEnded, Jobs
+from reft_edge.agent.certificate_care import CertificateCare, CertificateRenewed
+from reft_edge.agent.credentials import Credentials
+from reft_edge.agent.jobs import MAX_REASON_CHARACTERS, JobEnded, Jobs, training_event
 from reft_edge.agent.knowledge import Knowledge
-from reft_edge.agent.protocol import (
-    Configure,
-    Finished,
-    TaskFailed,
-    Train,
-    TrainingProgress,
-)
+from reft_edge.agent.protocol import Configure, Train
+from reft_edge.agent.reminder import Reminder
 from reft_edge.agent.session import Session
 from reft_edge.agent.session_words import (
     Action,
@@ -53,48 +49,19 @@ from reft_edge.agent.session_words import (
     StopTraining,
     Sweep,
     TaskArrived,
-    TrainingFailed,
-    TrainingFinished,
     TrainingProgressed,
 )
 from reft_edge.agent.settings import AgentSettings
 from reft_edge.agent.spool import Spool
 from reft_edge.agent.supervisor import Supervisor, WorkerEnded, WorkerSaid
+from reft_edge.agent.trust import open_task, read_identity
+from reft_edge.agent.voice import OFFLINE, Voice
 from reft_edge.bundle.manifest import Manifest
-from reft_edge.errors import BundleError, RemoteProtocolError, ResourceError
-from reft_edge.wire.messages import (
-    Close,
-    Done,
-    Failed,
-    Progress,
-    Report,
-    Status,
-    Task,
-    decode_task,
-    encode,
-)
-from reft_edge.wire.mqtt import Connected, Disconnected, MqttLink, Received, Rejected
+from reft_edge.errors import BrokerError, BundleError, RemoteProtocolError, ResourceError
+from reft_edge.wire.messages import Close, Done, Task
+from reft_edge.wire.mqtt import Connected, Disconnected, MqttLink, Received, Rejected, TurnedAway
 from reft_edge.wire.topics import DeviceTopic, blob_topic, device_topic
 from reft_edge.wire.transfer import Courier, Delivered, Fetched, Lost, TransferEvent
-
-MIN_REMIND_S = 3.0
-MAX_REMIND_S = 60.0
-"""A finished update is announced again after this long, each time twice as long, until its receipt comes: a broker that
-was restarted may have lost our words, and a coordinator may let many devices wait for their turn."""
-
-PROGRESS_EXPIRES_S = 30.0
-"""Progress that could not be told in time is not worth telling."""
-
-MAX_REASON_CHARACTERS = 1000
-"""Reasons go into reports, which are bounded."""
-
-STATUS_OF_PHASE: Mapping[Phase, Literal["idle", "fetching", "training", "uploading"]] = {
-    Phase.IDLE: "idle",
-    Phase.READING: "fetching",
-    Phase.FETCHING: "fetching",
-    Phase.TRAINING: "training",
-    Phase.UPLOADING: "uploading",
-}
 
 logger = logging.getLogger(__name__)
 
@@ -109,27 +76,29 @@ class Daemon:
     def __init__(self, settings: AgentSettings, *, base_dir: Path) -> None:
         self._settings = settings
         self._base_dir = base_dir
+        self._identity = read_identity(settings)
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._spool = Spool(base_dir / settings.spool, max_blob_bytes=settings.limits.max_model_bytes)
         self._session = Session()
         self._waiting: deque[SessionEvent] = deque()
         self._knowledge = Knowledge(settings, base_dir=base_dir, spool=self._spool)
-        self._said_status: Status | None = None
-        self._remind_at: float | None = None
-        self._remind_s = MIN_REMIND_S
+        self._reminder = Reminder()
         self._supervisor = Supervisor(self._worker_configuration(), self._events)
         self._jobs = Jobs(self._supervisor)
         self._link = MqttLink(
             settings.broker,
             client_id=settings.device,
             events=self._events,
-            will=(self._topic("status"), encode(Status(online=False))),
+            will=(self._topic("status"), OFFLINE),
             subscriptions=[(self._topic("task"), 1), (self._topic("down"), 0)],
         )
+        self._voice = Voice(self._link, settings, self._identity)
+        self._credentials = Credentials(settings)
+        self._care = CertificateCare(self._credentials, self._events, now=time.monotonic())
         self._blob_topics = blob_topic(settings.federation, "", "").rstrip("/") + "/"
         self._courier = Courier(
             self._spool.blobs,
-            lambda payload: self._publish("up", payload, qos=0),
+            self._voice.transfer,
             may_serve=self._may_serve,
             subscribe_block=lambda transfer, name: self._link.subscribe(self._block_topic(transfer, name), 1),
             unsubscribe_block=lambda transfer, name: self._link.unsubscribe(self._block_topic(transfer, name)),
@@ -157,15 +126,36 @@ class Daemon:
 
     def _start(self) -> None:
         self._session = Session(self._spool.load_state())
+        self._check_trust()
         for job in self._knowledge.recall():
             self._jobs.add(job)
         # Where no broker was ever reached, a typo is likely; an agent that has worked before waits for ever.
-        self._link.start(wait_s=None if self._spool.was_used else self._settings.broker.connect_timeout_s)
+        self._connect(wait_s=None if self._spool.was_used else self._settings.broker.connect_timeout_s)
         update = self._session.state.outcome
         is_here = isinstance(update, Done) and self._spool.blobs.has(update.update.blob.sha256)
         actions = self._session.resume(update_is_here=is_here, now=time.monotonic())
         self._apply(actions)
         self._jobs_proceed()
+
+    def _check_trust(self) -> None:
+        """Say what is not checked, or hear the enrolled coordinator only."""
+        if self._identity is not None:
+            self._link.subscribe(self._topic("certificate"), 1)
+            if self._session.obey_only(self._identity.coordinator.fingerprint):
+                logger.warning("the task in the spool was not signed by the enrolled coordinator; forgetting it")
+        elif not self._settings.broker.is_on_this_machine:
+            logger.warning(
+                "no [trust] in the settings: whoever reaches broker %s decides what is trained here; enrol this device",
+                self._settings.broker.address,
+            )
+
+    def _connect(self, *, wait_s: float | None) -> None:
+        """Raises `BrokerError`, with what is wrong with our own certificate: the broker does not tell."""
+        try:
+            self._link.start(wait_s=wait_s)
+        except BrokerError as exc:
+            explanation = self._credentials.explain_refusal() if self._link.turned_away else ""
+            raise BrokerError("; ".join(filter(None, (str(exc), explanation)))) from exc
 
     def _stop(self) -> None:
         logger.info("stopping")
@@ -174,8 +164,8 @@ class Daemon:
         if self._session.state.phase is Phase.TRAINING:
             self._session.note_clean_stop()
             self._save_state()
-        if self._link.connected:
-            self._publish("status", encode(Status(online=False, version=reft_edge.__version__)), retain=True)
+        self._care.stop()
+        self._voice.goodbye()
         self._link.stop()
         self._spool.unlock()
 
@@ -196,14 +186,15 @@ class Daemon:
         """Say what this device is, once that is known and there is somebody to hear it."""
         announcement = self._knowledge.announcement()
         if announcement is not None and self._link.connected:
-            self._publish("profile", encode(announcement), retain=True)
+            self._voice.profile(announcement)
 
     # The main loop.
 
     def _next_event(self) -> Any:
         """The next event; None when something is due first."""
         now = time.monotonic()
-        timers = [self._courier.next_wakeup(now), self._remind_at, self._worker_idle_at(), self._jobs.insist_at]
+        timers = [self._courier.next_wakeup(now), self._reminder.due_at, self._worker_idle_at(), self._jobs.insist_at]
+        timers.append(self._care.look_at)
         due = min((at for at in timers if at is not None), default=None)
         try:
             return self._events.get(timeout=None if due is None else max(0.0, due - now))
@@ -213,9 +204,8 @@ class Daemon:
     def _do_what_is_due(self) -> None:
         now = time.monotonic()
         self._transferred(self._courier.tick(now))
-        if self._remind_at is not None and now >= self._remind_at:
-            self._remind_s = min(MAX_REMIND_S, 2 * self._remind_s)
-            self._remind_at = now + self._remind_s
+        self._care.tick(now)
+        if self._reminder.is_due(now):
             self._feed(ReminderDue())
         if self._jobs.insist_at is not None and now >= self._jobs.insist_at:
             self._jobs.insist(now)
@@ -235,34 +225,48 @@ class Daemon:
             case Disconnected(reason=reason):
                 logger.warning("offline: %s", reason)
                 self._transferred(self._courier.set_connected(False, time.monotonic()))
+            case TurnedAway(reason=reason):
+                self._care.explain(reason, time.monotonic())
             case Rejected(reason=reason):
                 logger.warning("%s", reason)
+            case CertificateRenewed():
+                self._announce()
             case Received():
                 self._received(event)
             case WorkerSaid() | WorkerEnded():
                 self._worker_event(event)
 
     def _connected(self) -> None:
-        self._said_status = None
-        self._say_status()
+        self._care.connected()
+        self._voice.status(self._session.state, again=True)
         self._announce()
         self._save_state()  # marks the spool as used: from now on the broker is only away
         self._transferred(self._courier.set_connected(True, time.monotonic()))
         self._feed(LinkUp())
-        if self._remind_at is not None:
-            self._remind_soon()  # the coordinator may come back later than we do
+        if self._reminder.due_at is not None:
+            self._reminder.start(time.monotonic())  # the coordinator may come back later than we do
 
     def _received(self, message: Received) -> None:
         """A message from the broker; garbage is logged and dropped."""
         try:
             if message.topic == self._topic("task"):
                 if message.payload:  # an empty one clears the topic and says nothing to us
-                    task = decode_task(message.payload)
-                    self._feed(RunClosed() if isinstance(task, Close) else TaskArrived(task=task))
+                    self._obey(message)
+            elif message.topic == self._topic("certificate"):
+                # It is retained, so the one that we have already comes with every connection.
+                if message.payload not in (b"", self._voice.certificate.encode()):
+                    self._care.renew(message.payload)
             elif message.topic == self._topic("down") or message.topic.startswith(self._blob_topics):
                 self._transferred(self._courier.handle(message.payload, time.monotonic()))
         except (RemoteProtocolError, BundleError) as exc:
             logger.warning("%s: dropped: %s", message.topic, exc)
+
+    def _obey(self, message: Received) -> None:
+        """Raises `RemoteProtocolError` for what the coordinator did not say, or said long ago."""
+        coordinator = None if self._identity is None else self._identity.coordinator
+        mark = self._session.state.mark
+        task, mark = open_task(message.topic, message.payload, coordinator=coordinator, mark=mark)
+        self._feed(RunClosed(mark=mark) if isinstance(task, Close) else TaskArrived(task=task, mark=mark))
 
     def _transferred(self, events: Sequence[TransferEvent]) -> None:
         for event in events:
@@ -279,12 +283,8 @@ class Daemon:
 
     def _worker_event(self, event: WorkerSaid | WorkerEnded) -> None:
         news = self._jobs.handle(event, time.monotonic())
-        if isinstance(news, TrainingProgress):
-            self._feed(
-                TrainingProgressed(
-                    task=news.task, steps_done=news.steps_done, steps_total=news.steps_total, loss=news.loss
-                )
-            )
+        if isinstance(news, TrainingProgressed):
+            self._feed(news)
         elif news is not None:
             self._job_ended(news)
             self._jobs_proceed()
@@ -298,19 +298,9 @@ class Daemon:
         if self._knowledge.learn(ended):
             self._announce()
             return
-        match ended.job, ended.answer:
-            case _, Finished() as finished:
-                self._feed(
-                    TrainingFinished(
-                        task=finished.task,
-                        update=finished.update,
-                        measured=finished.measured,
-                        residual=finished.residual,
-                    )
-                )
-            case Train(task=task), (TaskFailed() | WorkerEnded()) as failure:
-                reason = failure.reason[:MAX_REASON_CHARACTERS]
-                self._feed(TrainingFailed(task=task.task, kind=failure.kind, reason=reason))
+        event = training_event(ended)
+        if event is not None:
+            self._feed(event)
 
     # The session.
 
@@ -326,12 +316,11 @@ class Daemon:
                 self._save_state()
             self._apply(actions)
             self._waiting.popleft()
-        uploading = self._session.state.phase is Phase.UPLOADING
-        if not uploading:
-            self._remind_at = None
-        elif self._remind_at is None:
-            self._remind_soon()
-        self._say_status()
+        if self._session.state.phase is not Phase.UPLOADING:
+            self._reminder.stop()
+        elif self._reminder.due_at is None:
+            self._reminder.start(time.monotonic())
+        self._voice.status(self._session.state)
 
     def _save_state(self) -> None:
         """A full disk must not end the agent: it goes on, and a restart would find an older state."""
@@ -339,10 +328,6 @@ class Daemon:
             self._spool.save_state(self._session.state)
         except ResourceError as exc:
             logger.error("%s", exc)
-
-    def _remind_soon(self) -> None:
-        self._remind_s = MIN_REMIND_S
-        self._remind_at = time.monotonic() + MIN_REMIND_S
 
     def _apply(self, actions: Sequence[Action]) -> None:
         for action in actions:
@@ -360,7 +345,7 @@ class Daemon:
                 case ReleaseWorker():
                     self._jobs.release()
                 case Say(report=report):
-                    self._say(report)
+                    self._voice.report(report)
                 case Sweep():
                     self._sweep()
 
@@ -392,34 +377,6 @@ class Daemon:
         """The coordinator may have the update and nothing else."""
         outcome = self._session.state.outcome
         return isinstance(outcome, Done) and sha256 == outcome.update.blob.sha256
-
-    # Speaking.
-
-    def _say(self, report: Report) -> None:
-        if isinstance(report, Failed):
-            logger.warning("task %s failed (%s): %s", report.task, report.kind, report.reason)
-        elif not isinstance(report, Progress):
-            logger.info("task %s: %s", report.task, getattr(report, "reason", type(report).__name__.lower()))
-        expires_s = PROGRESS_EXPIRES_S if isinstance(report, Progress) else None
-        self._publish("report", encode(report), expires_s=expires_s)
-
-    def _say_status(self) -> None:
-        """Publish the status if it has changed."""
-        state = self._session.state
-        status = Status(
-            online=True,
-            version=reft_edge.__version__,
-            state=STATUS_OF_PHASE[state.phase],
-            task=state.task.task if state.task is not None and state.phase is not Phase.IDLE else None,
-        )
-        if status != self._said_status and self._link.connected:
-            self._said_status = status
-            self._publish("status", encode(status), retain=True)
-
-    def _publish(
-        self, topic: DeviceTopic, payload: bytes, *, qos: int = 1, retain: bool = False, expires_s: float | None = None
-    ) -> None:
-        self._link.publish(self._topic(topic), payload, qos=qos, retain=retain, expires_s=expires_s)
 
     def _topic(self, topic: DeviceTopic) -> str:
         return device_topic(self._settings.federation, self._settings.device, topic)

@@ -29,10 +29,14 @@ from reft_edge.agent.protocol import (
     Train,
     TrainingProgress,
 )
+from reft_edge.agent.session_words import TrainingFailed, TrainingFinished, TrainingProgressed
 from reft_edge.agent.supervisor import Supervisor, WorkerEnded, WorkerSaid
 from reft_edge.errors import ResourceError
 
 Job: TypeAlias = MeasureDevice | DescribeData | Train
+
+MAX_REASON_CHARACTERS = 1000
+"""Reasons go into reports, which are bounded."""
 
 CANCEL_S = 10.0
 """A cancelled training ends after its present step; the slowest boards take seconds for one."""
@@ -78,7 +82,7 @@ class Jobs:
         self._supervisor.stop()
         self._ended(now)
 
-    def handle(self, event: WorkerSaid | WorkerEnded, now: float) -> JobEnded | TrainingProgress | None:
+    def handle(self, event: WorkerSaid | WorkerEnded, now: float) -> JobEnded | TrainingProgressed | None:
         """What an event of the worker means; None when it is of no interest any more."""
         if event.worker != self._supervisor.worker:
             return None
@@ -89,7 +93,8 @@ class Jobs:
             return None if job is None else JobEnded(job=job, answer=event)
         answer = event.answer
         if isinstance(answer, TrainingProgress):
-            return answer
+            done, total = answer.steps_done, answer.steps_total
+            return TrainingProgressed(task=answer.task, steps_done=done, steps_total=total, loss=answer.loss)
         job = self._current
         if job is None or not _ends(job, answer):
             logger.error("the worker said %s while nobody asked", type(answer).__name__)
@@ -129,6 +134,18 @@ class Jobs:
         self._current = None
         self._idle_since = now
         self.insist_at = None
+
+
+def training_event(ended: JobEnded) -> TrainingFinished | TrainingFailed | None:
+    """What the end of a job means to the session; None for one that was not about a task, or was cancelled."""
+    match ended.job, ended.answer:
+        case _, Finished() as finished:
+            return TrainingFinished(
+                task=finished.task, update=finished.update, measured=finished.measured, residual=finished.residual
+            )
+        case Train(task=task), (TaskFailed() | WorkerEnded()) as failure:
+            return TrainingFailed(task=task.task, kind=failure.kind, reason=failure.reason[:MAX_REASON_CHARACTERS])
+    return None
 
 
 def _ends(job: Job, answer: Answer) -> bool:

@@ -76,6 +76,17 @@ class Session:
         self.state, actions = _begin(state, task, now, attempts=state.attempts)
         return actions
 
+    def obey_only(self, signer: str) -> bool:
+        """Where messages are checked, before `resume`: forget a task that this signer did not sign. Was there one?
+
+        It came before signatures were asked for, or from the coordinator of an earlier enrolment.
+        """
+        mark = self.state.mark
+        if self.state.task is None or (mark is not None and mark.signer == signer):
+            return False
+        self.state = SessionState(mark=mark)
+        return True
+
     def note_clean_stop(self) -> None:
         """The agent is told to stop: that training did not end is not the task's fault."""
         self.state = msgspec.structs.replace(self.state, attempts=max(0, self.state.attempts - 1))
@@ -108,6 +119,7 @@ def _begin(state: SessionState, task: Task, now: float, attempts: int = 0) -> _S
         began_at=now,
         attempts=attempts,
         residual=state.residual,
+        mark=state.mark,
     )
     return fresh, (
         Sweep(),
@@ -123,6 +135,8 @@ def _end(state: SessionState, outcome: Refused | Failed) -> _Step:
 
 
 def _task_arrived(state: SessionState, event: TaskArrived, now: float) -> _Step:
+    if event.mark is not None and event.mark != state.mark:
+        state = msgspec.structs.replace(state, mark=event.mark)
     if state.task is not None and state.task.task == event.task.task:
         return state, _where_we_are(state)
     stop = (StopTraining(),) if state.phase is Phase.TRAINING else ()
@@ -138,8 +152,8 @@ def _where_we_are(state: SessionState) -> Actions:
     return ()
 
 
-def _run_closed(_state: SessionState, _event: RunClosed, _now: float) -> _Step:
-    return SessionState(), (StopTraining(), ReleaseWorker(), Sweep())
+def _run_closed(state: SessionState, event: RunClosed, _now: float) -> _Step:
+    return SessionState(mark=event.mark or state.mark), (StopTraining(), ReleaseWorker(), Sweep())
 
 
 def _link_up(state: SessionState, _event: LinkUp, _now: float) -> _Step:

@@ -34,6 +34,14 @@ class Residual(msgspec.Struct, frozen=True, kw_only=True):
     """The run and the variant it belongs to; it means nothing to any other."""
 
 
+class Mark(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the device has come in what one coordinator says: lower sequences are old messages, played again."""
+
+    signer: str
+    """Fingerprint of the coordinator's key. Another coordinator counts anew."""
+    sequence: int
+
+
 class SessionState(msgspec.Struct, frozen=True, kw_only=True):
     """All that survives a restart."""
 
@@ -51,6 +59,8 @@ class SessionState(msgspec.Struct, frozen=True, kw_only=True):
     outcome: Refused | Failed | Done | None = None
     """How the task ended, to be said again when the task is delivered again."""
     residual: Residual | None = None
+    mark: Mark | None = None
+    """Of the signed message that was accepted last; outlives tasks and runs. None where nothing is signed."""
 
 
 # Events
@@ -58,12 +68,17 @@ class SessionState(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True)
 class TaskArrived:
+    """`mark` is the message's own, where it was signed; so in `RunClosed`."""
+
     task: Task
+    mark: Mark | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunClosed:
     """The coordinator's run has ended."""
+
+    mark: Mark | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

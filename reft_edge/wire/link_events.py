@@ -21,6 +21,13 @@ class Disconnected:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TurnedAway:
+    """An attempt to connect came as far as the broker, which does not let us in. The link tries again."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Received:
     topic: str
     payload: bytes
@@ -34,4 +41,4 @@ class Rejected:
     reason: str
 
 
-Event: TypeAlias = Connected | Disconnected | Received | Rejected
+Event: TypeAlias = Connected | Disconnected | TurnedAway | Received | Rejected

@@ -20,12 +20,12 @@ import time
 from collections.abc import Sequence
 
 from reft_edge.errors import BrokerError, LocalProtocolError
+from reft_edge.wire.connection_errors import BrokerConnectionError
 from reft_edge.wire.endpoint import BrokerSettings, parse_broker
-from reft_edge.wire.link_events import Connected, Disconnected, Event, Received, Rejected
+from reft_edge.wire.link_events import Connected, Disconnected, Event, Received, Rejected, TurnedAway
 from reft_edge.wire.outbox import Outbox, Outgoing
 from reft_edge.wire.paho_connection import (
     MAX_PACKET_BYTES,
-    BrokerConnectionError,
     MqttVersion,
     PahoConnection,
     topic_matches,
@@ -40,6 +40,7 @@ __all__ = [
     "MqttLink",
     "Received",
     "Rejected",
+    "TurnedAway",
     "parse_broker",
 ]
 
@@ -113,6 +114,11 @@ class MqttLink:
     @property
     def connected(self) -> bool:
         return self._up
+
+    @property
+    def turned_away(self) -> bool:
+        """Whether the last attempt to connect came as far as the broker, which did not let us in."""
+        return self._failure is not None and self._failure.turned_away
 
     @property
     def queued_bytes(self) -> int:
@@ -378,6 +384,8 @@ class MqttLink:
         self._up = False
         if was_up:
             self._events.put(Disconnected(reason=str(exc)))
+        elif exc.turned_away and not self._someone_waits:
+            self._events.put(TurnedAway(reason=str(exc)))
         if not self._stopping:
             raised = exc.permanent and self._someone_waits  # by `start`
             level = logging.WARNING if (was_up or self._failure is None) and not raised else logging.DEBUG
