@@ -85,7 +85,7 @@ class NotArrived:
 
 @dataclass(frozen=True, kw_only=True)
 class LinkUp:
-    """Connected. Without `session_present` the broker may have lost its retained messages."""
+    """Connected. Without `session_present` the broker has lost its memory; with it, perhaps the last of it."""
 
     session_present: bool
 
