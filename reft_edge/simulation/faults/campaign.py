@@ -24,6 +24,7 @@ from reft_edge.simulation.faults.drawing import draw
 from reft_edge.simulation.faults.play import play
 from reft_edge.simulation.faults.site import SiteOptions
 from reft_edge.simulation.faults.words import KINDS, Kind, Outcome, Script
+from reft_edge.simulation.links import tunnel
 
 UNDISTURBED = -1
 """The seed of the run without faults, which the others are compared with."""
@@ -72,7 +73,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 def possible_kinds() -> tuple[tuple[Kind, ...], dict[str, str]]:
     """What can be done on this machine, and why the rest cannot."""
-    reasons = {"disk-full": reason} if (reason := disk.why_not()) is not None else {}
+    obstacles = {"disk-full": disk.why_not(), "poor-link": tunnel.available()}
+    reasons = {kind: reason for kind, reason in obstacles.items() if reason is not None}
     return tuple(kind for kind in KINDS if kind not in reasons), reasons
 
 

@@ -17,10 +17,9 @@ from pathlib import Path
 import reft_edge
 from reft_edge.simulation.brokers import RunningBroker
 from reft_edge.simulation.children import Child, Children
-from reft_edge.simulation.run_directory import log_path
-
-BROKER = "broker"
-COORDINATOR = "coordinator"
+from reft_edge.simulation.faults.ways import Ways
+from reft_edge.simulation.faults.words import COORDINATOR
+from reft_edge.simulation.run_directory import FEDERATION_FILE, log_path
 
 _WORKER_MODULE = b"reft_edge.agent.worker"
 
@@ -28,9 +27,9 @@ _WORKER_MODULE = b"reft_edge.agent.worker"
 class Player:
     """One process that can be killed and started again, stopped and continued."""
 
-    def __init__(self, name: str, arguments: Sequence[str], *, directory: Path, children: Children) -> None:
+    def __init__(self, name: str, command: Sequence[str], *, directory: Path, children: Children) -> None:
         self.name = name
-        self._arguments = arguments
+        self._command = command
         self._directory = directory
         self._children = children
         self._child: Child | None = None
@@ -42,7 +41,7 @@ class Player:
         self.killed = False
         self._child = self._children.start(
             self.name,
-            [sys.executable, "-m", "reft_edge", *self._arguments],
+            self._command,
             log_path=log_path(self._directory, self.name),
             directory=self._directory,
             environment={"PYTHONPATH": os.pathsep.join(filter(None, packages)), "OMP_NUM_THREADS": "1"},
@@ -83,18 +82,16 @@ class Player:
 class Cast:
     """Everybody. `children` ends who is left at the end of the run."""
 
-    def __init__(self, directory: Path, *, devices: Sequence[str], broker: RunningBroker, children: Children) -> None:
+    def __init__(
+        self, directory: Path, *, devices: Sequence[str], broker: RunningBroker, ways: Ways, children: Children
+    ) -> None:
+        def player(name: str, way: str, *arguments: str) -> Player:
+            command = ways.command(way, [sys.executable, "-m", "reft_edge", *arguments])
+            return Player(name, command, directory=directory, children=children)
+
         self.broker = broker
-        self.coordinator = Player(
-            COORDINATOR,
-            ["coordinator", "federation.toml", "--progress", "plain"],
-            directory=directory,
-            children=children,
-        )
-        self.agents = {
-            device: Player(f"agent-{device}", ["agent", f"agent-{device}.toml"], directory=directory, children=children)
-            for device in devices
-        }
+        self.coordinator = player(COORDINATOR, COORDINATOR, "coordinator", FEDERATION_FILE, "--progress", "plain")
+        self.agents = {device: player(f"agent-{device}", device, "agent", f"agent-{device}.toml") for device in devices}
         self._frozen: set[int] = set()
 
     def start(self) -> None:

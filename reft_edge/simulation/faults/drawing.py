@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from reft_edge.simulation.faults.words import COSTS_A_TASK, LASTING, Fault, Kind, Moment, Script
+from reft_edge.simulation.faults.words import COORDINATOR, COSTS_A_TASK, LASTING, Fault, Kind, Moment, Script
 
 QUORUM = 0.6
 """Where a fault may cost a device its task: the others go on without it."""
@@ -69,7 +69,7 @@ def _at_device(rng: random.Random, device: str, number: int, phases: Sequence[st
 def _at_coordinator(rng: random.Random, number: int, n_devices: int) -> Moment:
     updates = tuple(f"update {nth}" for nth in range(1, n_devices + 1))
     what = rng.choice((*COORDINATOR_EVENTS, *updates))
-    return Moment(who="coordinator", what=what, round=number, delay_s=_delay(rng))
+    return Moment(who=COORDINATOR, what=what, round=number, delay_s=_delay(rng))
 
 
 def _delay(rng: random.Random) -> float:

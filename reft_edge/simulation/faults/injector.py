@@ -13,11 +13,11 @@ import signal
 from collections.abc import Callable
 from typing import TypeAlias
 
-from reft_edge.simulation.faults.cast import COORDINATOR, Cast, Player
+from reft_edge.simulation.faults.cast import Cast, Player
 from reft_edge.simulation.faults.disk import Disk
 from reft_edge.simulation.faults.progress import Sign
 from reft_edge.simulation.faults.ways import Ways
-from reft_edge.simulation.faults.words import LASTING, Fault, Script
+from reft_edge.simulation.faults.words import COORDINATOR, LASTING, Fault, Script
 
 Relief: TypeAlias = Callable[[], None]
 """Undoes a fault."""

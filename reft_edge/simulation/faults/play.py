@@ -17,13 +17,13 @@ from reft_edge.errors import ReftError
 from reft_edge.simulation.brokers import RunningBroker, start_broker
 from reft_edge.simulation.children import Children
 from reft_edge.simulation.faults import disk
-from reft_edge.simulation.faults.cast import COORDINATOR, Cast, processes_in
+from reft_edge.simulation.faults.cast import Cast, processes_in
 from reft_edge.simulation.faults.injector import Injector
 from reft_edge.simulation.faults.inspection import check_spool, inspect, read_ledger
 from reft_edge.simulation.faults.progress import Progress
 from reft_edge.simulation.faults.site import FEDERATION, SiteOptions, prepare, spool_of
 from reft_edge.simulation.faults.ways import Ways
-from reft_edge.simulation.faults.words import Figures, Outcome, Script
+from reft_edge.simulation.faults.words import COORDINATOR, Figures, Outcome, Script
 from reft_edge.wire.messages import Close, decode_task
 from reft_edge.wire.mqtt import Event, MqttLink, Received
 from reft_edge.wire.topics import PREFIX
@@ -83,7 +83,7 @@ class _Play:
             brokers, quorum = ways.settings, self._script.quorum
             prepare(directory, self._options, quorum=quorum, brokers=brokers, coordinator=COORDINATOR)
             children = stack.enter_context(Children())
-            cast = Cast(directory, devices=devices, broker=broker, children=children)
+            cast = Cast(directory, devices=devices, broker=broker, ways=ways, children=children)
             cast.start()
             injector = Injector(self._script, cast=cast, ways=ways, disks=disks, began=time.monotonic())
             try:

@@ -17,8 +17,8 @@ from reft_edge.coordinator.event_log import EVENTS_FILE
 from reft_edge.coordinator.events import Finished, UpdateSeen
 from reft_edge.coordinator.report.stream import read_event
 from reft_edge.errors import RemoteProtocolError
-from reft_edge.simulation.faults.cast import COORDINATOR
 from reft_edge.simulation.faults.site import results_of, spool_of
+from reft_edge.simulation.faults.words import COORDINATOR
 
 
 class Sign(NamedTuple):

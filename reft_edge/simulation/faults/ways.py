@@ -5,25 +5,23 @@ A cut is either one that both ends are told of (a router that restarts) or one t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
-from reft_edge.simulation.faults.cast import COORDINATOR
-from reft_edge.simulation.faults.words import Script
+from reft_edge.simulation.faults.lossy_way import LossyWay
+from reft_edge.simulation.faults.words import COORDINATOR, Script
 from reft_edge.simulation.links.disorder import Disorder
 from reft_edge.simulation.links.mqtt_proxy import MqttProxy
 from reft_edge.simulation.links.tcp_proxy import TcpProxy
+from reft_edge.simulation.links.tunnel import TunnelShape
 from reft_edge.wire.endpoint import BrokerSettings
 
-POOR_BYTES_PER_S = 125_000
-"""1 Mbit/s."""
-
-POOR_DELAY_S = 0.2
-"""One way."""
+POOR_LINK = TunnelShape(bytes_per_s=125_000, delay_s=0.1, loss=0.05)
+"""1 Mbit/s, 200 ms for a round trip, and 5% of the packets lost."""
 
 
 class Ways:
@@ -52,6 +50,11 @@ class Ways:
             for name, proxy in self.proxies.items()
         }
 
+    def command(self, name: str, command: Sequence[str]) -> list[str]:
+        """`command` as it is started where its way begins."""
+        proxy = self.proxies[name]
+        return proxy.command(command) if isinstance(proxy, LossyWay) else list(command)
+
     def cut(self, names: Iterable[str], *, silent: bool) -> None:
         for name in names:
             proxy = self.proxies[name]
@@ -71,5 +74,5 @@ def _proxy(broker: BrokerSettings, name: str, script: Script) -> TcpProxy:
             disorder = Disorder(seed=script.seed, duplicate=0.1, delay=0.1, reorder=0.1, max_wait_s=1.0)
             return MqttProxy(broker.host, broker.port, disorder)
         if fault.kind == "poor-link":
-            return TcpProxy(broker.host, broker.port, delay_s=POOR_DELAY_S, bytes_per_s=POOR_BYTES_PER_S)
+            return LossyWay(broker.host, broker.port, msgspec.structs.replace(POOR_LINK, seed=script.seed))
     return TcpProxy(broker.host, broker.port)

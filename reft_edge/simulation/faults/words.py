@@ -6,6 +6,9 @@ from typing import Literal, TypeAlias, get_args
 
 import msgspec
 
+COORDINATOR = "coordinator"
+"""Its name among the processes; no device is called so."""
+
 Kind: TypeAlias = Literal[
     "kill-agent",
     "kill-worker",

@@ -92,9 +92,13 @@ class TunnelLink:
 
     def command(self, end: Literal[0, 1], command: Sequence[str]) -> list[str]:
         """`command` as it is started inside. It becomes that program, with the same process id."""
+        return ["nsenter", f"--net={self.namespace(end)}", "--", *command]
+
+    def namespace(self, end: Literal[0, 1]) -> Path:
+        """The file that stands for an end's network namespace, for setns(2)."""
         if self._relay is None:
             raise LocalProtocolError("the tunnel does not run")
-        return ["nsenter", f"--net=/proc/{self._relay.pid}/fd/{self._namespaces[end]}", "--", *command]
+        return Path(f"/proc/{self._relay.pid}/fd/{self._namespaces[end]}")
 
     def counters(self) -> RelayCounters:
         """What was carried and lost until now."""
