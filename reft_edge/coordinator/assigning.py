@@ -19,7 +19,7 @@ from reft_edge.coordinator.planning import Assignment, plan
 from reft_edge.coordinator.policies import Ladder
 from reft_edge.coordinator.prediction import Correction, Option, Workload, correct
 from reft_edge.coordinator.prediction import Device as PlanDevice
-from reft_edge.coordinator.records import AssignmentRecord, Prediction, RoundKey
+from reft_edge.coordinator.records import AssignmentRecord, Prediction, RoundKey, UpdateState
 from reft_edge.wire.messages import Measured, TrainingPlan
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from reft_edge.coordinator.settings import FederationSettings
 
 OUT_OF_MEMORY = "out_of_memory"
+
+BELIEVED: tuple[UpdateState, ...] = ("received", "merged", "late")
+"""Updates whose measurements correct predictions: what came with rejected ones or with second answers does not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,11 @@ class Planner:
         excluded: list[Excluded] = []
         candidates: list[PlanDevice] = []
         corrections = self._corrections()
+        quarantined = {record.device: record.reason for record in self._parts.store.quarantined()}
         for device in devices:
+            if device.device in quarantined:
+                excluded.append(Excluded(device=device.device, reason=f"in quarantine: {quarantined[device.device]}"))
+                continue
             reason = self._unfit(device)
             if reason or device.announcement is None:
                 excluded.append(Excluded(device=device.device, reason=reason or "it has not told what it can do"))
@@ -105,7 +112,8 @@ class Planner:
                 failed[assignment.device].append(assignment.ratio)
         measured: dict[str, list[tuple[Prediction, Measured]]] = defaultdict(list)
         for update in self._parts.store.updates(self._parts.run):
-            measured[update.device].append((predictions[update.task], update.measured))
+            if update.state in BELIEVED:
+                measured[update.device].append((predictions[update.task], update.measured))
         return {
             device: correct(measured[device], failed_ratios=failed[device])
             for device in measured.keys() | failed.keys()

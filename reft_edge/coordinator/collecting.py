@@ -2,13 +2,16 @@
 
 `Collector` handles everything the network thread hands over, also between rounds and while no round is open. It decides
 an update's fate: recorded as offered before it is pulled, checked when it has arrived, counted once, or
-recorded as late, rejected or duplicate. It does not wait: the server calls it with events and with the time.
+recorded as late, rejected or duplicate. What is rejected is kept apart before that is recorded, so that no kill loses
+it. It does not wait: the server calls it with events and with the time.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 from typing import TYPE_CHECKING, assert_never
 
 import msgspec
@@ -16,13 +19,16 @@ import msgspec
 from reft_edge.coordinator import events, rounds
 from reft_edge.coordinator.contributions import Contribution, check_update, unwanted_reason
 from reft_edge.coordinator.network import Arrived, FromDevice, NotArrived
+from reft_edge.coordinator.prediction import believable
 from reft_edge.coordinator.records import (
     AssignmentRecord,
     DeviceRecord,
     RoundKey,
+    TaskOwner,
     UpdateRecord,
     UpdateState,
 )
+from reft_edge.coordinator.rejected import RejectedNote
 from reft_edge.errors import BundleError
 from reft_edge.wire.messages import (
     Accepted,
@@ -33,6 +39,7 @@ from reft_edge.wire.messages import (
     Refused,
     Report,
     Status,
+    UpdateManifest,
 )
 
 if TYPE_CHECKING:
@@ -40,6 +47,10 @@ if TYPE_CHECKING:
     from reft_edge.coordinator.parts import RunParts
 
 _log = logging.getLogger(__name__)
+
+MAX_ANNOUNCED = 8
+"""Different updates that a device may announce for one task. A device trains a task again when it has lost its update;
+one that goes on inventing others fills our disk and database, so more are not heard."""
 
 _FATES: dict[rounds.Verdict, UpdateState] = {
     rounds.Verdict.COUNTED: "received",
@@ -59,6 +70,8 @@ class OpenRound:
     """By device."""
     variants: dict[str, CompiledVariant]
     """By name, those in use."""
+    started_at: float
+    """When it was planned."""
     resumed: bool = False
     """Whether a process before this one began it."""
 
@@ -75,8 +88,13 @@ class OpenRound:
             device=record.device,
             variant=self.variants[assignment.variant],
             weights=assignment.weights,
-            update=record.manifest,
+            update=_as_planned(record.manifest, assignment),
         )
+
+    def max_steps(self, record: UpdateRecord) -> int:
+        """Training steps that the samples of an update can have taken."""
+        plan = self.assignments[record.device].plan
+        return plan.local_epochs * ceil(record.manifest.training_samples / plan.batch_size)
 
 
 class Collector:
@@ -88,6 +106,7 @@ class Collector:
         self._blobs = parts.blobs
         self._network = parts.network
         self._fleet = parts.fleet
+        self._rejected = parts.rejected
         self._listener = parts.listener
 
     def handle(self, event: FromDevice | Arrived | NotArrived, now: float) -> None:
@@ -153,6 +172,26 @@ class Collector:
                 self._network.give_up(device, part.update)
         return contributions
 
+    def take_back(self, rejected: Mapping[str, str], damaged: Mapping[str, str], now: float) -> None:
+        """End screening: the updates of these devices, with reasons, count no more.
+
+        `rejected` are of no use beside the others. `damaged` are lost by ourselves, which is not held against a device.
+        """
+        current = self._open()
+        reasons = {**rejected, **damaged}
+        records = []
+        for device, sha256 in current.state.counted.items():
+            record = self._store.update(current.assignments[device].task, sha256)
+            if record is not None and device in reasons:
+                fate: UpdateState = "rejected" if device in rejected else "damaged"
+                records.append(self._with_state(record, fate, reasons[device], now))
+        kept = {record.device: self._keep(current, record) for record in records if record.state == "rejected"}
+        state = rounds.advance(current.state, rounds.Screened(taken_back=reasons)).round
+        self._store.save_round(current.key, state, devices=reasons, updates=records)
+        current.state = state
+        for record in records:
+            self._tell_update(record, kept=kept.get(record.device, ""))
+
     # Reports.
 
     def _hear_report(self, device: str, report: Report, now: float) -> None:
@@ -160,7 +199,7 @@ class Collector:
         if current is None or not current.has_task(device, report.task):
             if isinstance(report, Done):
                 self._hear_of_the_past(device, report, now)
-            elif isinstance(report, Failed) and self._past_round(device, report.task) is not None:
+            elif isinstance(report, Failed) and self._past_task(device, report.task) is not None:
                 self._store.save_failure(report.task, report.kind)
             return
         match report:
@@ -195,14 +234,23 @@ class Collector:
         """An update for a round that is over, or of a run that nobody knows: say that it may be forgotten."""
         sha256 = report.update.blob.sha256
         self._network.acknowledge(device, sha256)
-        number = self._past_round(device, report.task)
-        if number is not None and self._store.update(report.task, sha256) is None:
-            self._settle_update(self._record(device, report, number, now), "late", "its round is over", now)
+        past = self._past_task(device, report.task)
+        if past is None:
+            _log.warning("%s announced an update for task %s, which it never had", device, report.task)
+        elif self._store.update(report.task, sha256) is None and not self._announced_too_many(device, report):
+            record = self._record(device, report, past.round, elapsed_s=now - past.started_at, now=now)
+            self._settle_update(record, "late", "its round is over", now)
 
-    def _past_round(self, device: str, task: str) -> int | None:
-        """The round of a task that was this device's; None otherwise: reports about others' tasks are not believed."""
+    def _past_task(self, device: str, task: str) -> TaskOwner | None:
+        """What is known of a task that was this device's; None otherwise: nobody is believed about others' tasks."""
         owner = self._store.task_owner(task)
-        return owner[1] if owner is not None and owner[0] == device else None
+        return owner if owner is not None and owner.device == device else None
+
+    def _announced_too_many(self, device: str, report: Done) -> bool:
+        if self._store.count_announced(report.task) < MAX_ANNOUNCED:
+            return False
+        _log.warning("%s: more than %d updates for task %s; not heard", device, MAX_ANNOUNCED, report.task)
+        return True
 
     def _offered(self, current: OpenRound, device: str, report: Done, now: float) -> None:
         sha256 = report.update.blob.sha256
@@ -214,7 +262,10 @@ class Collector:
         if known is not None and known.state != "offered":  # its fate is decided, but our word did not arrive
             self._network.acknowledge(device, sha256)
             return
-        record = self._record(device, report, current.key.number, now)
+        if known is None and self._announced_too_many(device, report):
+            self._network.acknowledge(device, sha256)
+            return
+        record = self._record(device, report, current.key.number, elapsed_s=now - current.started_at, now=now)
         reason = self._unwanted(current, device, report)
         if reason:
             self._reject(current, record, reason, now)
@@ -245,7 +296,7 @@ class Collector:
         if record is None or record.state != "offered":
             return
         try:
-            check_update(current.contribution(record), self._blobs)
+            check_update(current.contribution(record), self._blobs, max_steps=current.max_steps(record))
         except BundleError as exc:
             self._reject(current, record, str(exc), now)
             return
@@ -255,13 +306,21 @@ class Collector:
     def _reject(self, current: OpenRound, record: UpdateRecord, reason: str, now: float) -> None:
         sha256 = record.manifest.blob.sha256
         rejected = rounds.Rejected(device=record.device, now=now, sha256=sha256, reason=reason)
-        self._decide(current, rejected, self._with_state(record, "rejected", reason, now), now)
+        record = self._with_state(record, "rejected", reason, now)
+        self._decide(current, rejected, record, now, kept=self._keep(current, record))
 
-    def _decide(self, current: OpenRound, event: rounds.Event, record: UpdateRecord, now: float) -> None:
+    def _keep(self, current: OpenRound, record: UpdateRecord) -> str:
+        """Put a rejected update apart; where its note is, or nothing."""
+        note = RejectedNote.of(record, run=current.key.run, variant=current.assignments[record.device].variant)
+        return self._rejected.keep(note, self._blobs)
+
+    def _decide(
+        self, current: OpenRound, event: rounds.Event, record: UpdateRecord, now: float, *, kept: str = ""
+    ) -> None:
         """Let the round judge an update; `record` has the state that it gets if the round has a use for it."""
         verdict = self._advance(current, event, update=record)
         if verdict in (rounds.Verdict.COUNTED, None):
-            self._tell_update(record)
+            self._tell_update(record, kept=kept)
         else:
             self._settle_update(record, _FATES[verdict], record.reason, now)
 
@@ -272,13 +331,14 @@ class Collector:
         _log.warning("%s: update %s cannot be had: %s", device, sha256[:12], reason)
         self._advance(current, rounds.Lost(device=device, now=now))
 
-    def _record(self, device: str, report: Done, round_number: int, now: float) -> UpdateRecord:
+    def _record(self, device: str, report: Done, round_number: int, *, elapsed_s: float, now: float) -> UpdateRecord:
+        """`elapsed_s`: since the round was planned; nothing that the device did for it can have taken longer."""
         return UpdateRecord(
             task=report.task,
             device=device,
             round=round_number,
             manifest=report.update,
-            measured=report.measured,
+            measured=believable(report.measured, elapsed_s=elapsed_s),
             state="offered",
             at=now,
         )
@@ -340,7 +400,7 @@ class Collector:
     def _tell_progress(self, current: OpenRound, device: str, state: str, reason: str = "") -> None:
         self._listener(events.DeviceProgress(round=current.key.number, device=device, state=state, reason=reason))
 
-    def _tell_update(self, record: UpdateRecord) -> None:
+    def _tell_update(self, record: UpdateRecord, *, kept: str = "") -> None:
         manifest = record.manifest
         self._listener(
             events.UpdateSeen(
@@ -348,6 +408,7 @@ class Collector:
                 device=record.device,
                 state=record.state,
                 reason=record.reason,
+                kept=kept,
                 up_bytes=manifest.blob.size_bytes,
                 training_samples=manifest.training_samples,
                 loss_first=manifest.loss_first,
@@ -357,3 +418,13 @@ class Collector:
                 measured=record.measured,
             )
         )
+
+
+def _as_planned(update: UpdateManifest, assignment: AssignmentRecord) -> UpdateManifest:
+    """An update with no more samples than its device was planned with: they decide how much it counts.
+
+    A folder that grows meanwhile makes an honest device say more; then it counts for what it had announced.
+    """
+    plan, n_steps = assignment.plan, assignment.prediction.steps
+    planned = n_steps // plan.local_epochs * plan.batch_size
+    return msgspec.structs.replace(update, training_samples=min(update.training_samples, planned))

@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING
 
 from reft_edge.coordinator import events, rounds
 from reft_edge.coordinator.collecting import Collector, OpenRound
+from reft_edge.coordinator.contributions import update_length
 from reft_edge.coordinator.learning import metric_records
 from reft_edge.coordinator.network import Broken, LinkDown, LinkUp
 from reft_edge.coordinator.publishing import blobs_of, broadcast_blobs, make_task, publish_weights
 from reft_edge.coordinator.records import AssignmentRecord, MetricRecord
 from reft_edge.coordinator.rounds import Phase
+from reft_edge.coordinator.screening import outliers
+from reft_edge.errors import BundleError
 from reft_edge.wire.blocks import count_blocks
 
 if TYPE_CHECKING:
@@ -52,6 +55,7 @@ class Conductor:
             Phase.PLANNED: self._publish,
             Phase.PUBLISHED: self._send,
             Phase.COLLECTING: self._collect,
+            Phase.SCREENING: self._screen,
             Phase.MERGING: self._merge,
             Phase.DISTILLING: self._distil,
             Phase.EVALUATING: self._evaluate,
@@ -89,8 +93,7 @@ class Conductor:
                 raise error
             case LinkUp(session_present=present):
                 _log.info("connected to the broker")
-                if not present:
-                    self._publish_again()
+                self._publish_again(blocks_too=not present)
             case LinkDown(reason=reason):
                 _log.warning("%s; trying again", reason)
             case _:
@@ -132,6 +135,20 @@ class Conductor:
                 deadline = current.state.deadline
                 _log.warning("round %d: no quorum yet; the deadline is extended", current.key.number)
                 self._send_tasks(current)
+
+    def _screen(self, current: OpenRound) -> None:
+        """Compare the updates with each other; what stands out, or has been damaged on our disk, is taken back."""
+        lengths: dict[str, float] = {}
+        damaged: dict[str, str] = {}
+        for contribution in self._collector.close(self._clock()):
+            try:
+                lengths[contribution.device] = update_length(contribution, self._blobs)
+            except BundleError as exc:
+                damaged[contribution.device] = str(exc)
+        rejected = outliers(lengths)
+        if rejected or damaged:
+            _log.warning("round %d: updates of %s are taken back", current.key.number, sorted({*rejected, *damaged}))
+        self._collector.take_back(rejected, damaged, self._clock())
 
     def _merge(self, current: OpenRound) -> None:
         contributions = self._collector.close(self._clock())
@@ -216,9 +233,14 @@ class Conductor:
             task = make_task(assignment, current.key, deadline=deadline, classes=classes, sequence=sequence)
             self._network.send_task(device, task, expires_s=max(1.0, deadline - self._clock()))
 
-    def _publish_again(self) -> None:
-        """The broker may have lost what was retained."""
-        self._network.seed_again()
+    def _publish_again(self, *, blocks_too: bool) -> None:
+        """The broker may have lost what was retained, or hold what it wrote to its disk long before it was killed.
+
+        That it still knows our session says nothing about what came after. Blocks that are missing are asked for, but
+        nobody asks for a task.
+        """
+        if blocks_too:
+            self._network.seed_again()
         current = self._collector.round
         if current is not None and current.state.phase is Phase.COLLECTING:
             self._send_tasks(current)

@@ -1,17 +1,21 @@
 """From a received update to tensors that may be merged: read, decode, check.
 
-Nothing of an update is believed before it has passed here: names, shapes, dtypes and finiteness (by the codec), and its
-norm against the weights that it changes. What fails is a `BundleError` whose text is the reason that the store keeps.
+Nothing of an update is believed before it has passed here: names, shapes, dtypes and finiteness (by the codec), its
+norm against the weights that it changes, and what it does to statistics and counters, which no norm covers. What fails
+is a `BundleError` whose text is the reason that the store keeps. How an update compares with the others of its round is
+`screening`'s business.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import sqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from reft_edge.bundle.bundle import weights_limit
+from reft_edge.bundle.manifest import CrossEntropy
 from reft_edge.errors import BundleError
 from reft_edge.wire.codecs import decode_tensors
 
@@ -29,6 +33,16 @@ Useful updates are shorter than the weights; a diverged training is longer by or
 MIN_WEIGHTS_NORM = 1.0
 """Models that start at zero would otherwise accept no update."""
 
+VARIANCE_SUFFIX = "running_var"
+"""How torch calls the buffer of every batch norm that holds variances; a negative one gives NaN for every input."""
+
+MAX_STATISTIC = 1e12
+"""Of a running mean or variance: that of values with a standard deviation of a million. Unscaled inputs stay below;
+one infinite activation in inference takes the whole model with it."""
+
+MAX_LOSS = float(np.finfo(np.float32).max)
+"""Devices compute in float32."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Contribution:
@@ -38,6 +52,7 @@ class Contribution:
     variant: CompiledVariant
     weights: WeightsRef
     update: UpdateManifest
+    """With no more training samples than the device was planned with, whatever it says now."""
 
 
 def received_weights(contribution: Contribution, blobs: BlobStore) -> dict[str, Array]:
@@ -61,17 +76,32 @@ def unwanted_reason(update: UpdateManifest, manifest: Manifest, codec: WeightsCo
         return f"the update has {update.blob.size_bytes} bytes; at most {limit} can be of use"
     if update.training_samples < 1:
         return "the update was trained on no samples"
-    return ""
+    return _absurd_metric(update, manifest)
 
 
-def check_update(contribution: Contribution, blobs: BlobStore) -> None:
-    """Raise `BundleError`, with the reason, for an update that must not be merged."""
+def check_update(contribution: Contribution, blobs: BlobStore, *, max_steps: int) -> None:
+    """Raise `BundleError`, with the reason, for an update that must not be merged.
+
+    `max_steps`: training steps that the task asked for at most; no counter may have run further.
+    """
     delta = read_update(contribution, blobs)
     manifest = contribution.variant.manifest
+    weights = received_weights(contribution, blobs)
     length = _norm(delta, manifest)
-    limit = MAX_NORM_RATIO * max(MIN_WEIGHTS_NORM, _norm(received_weights(contribution, blobs), manifest))
+    if length == 0:
+        raise BundleError("the update changes no parameter; the device has not trained")
+    limit = MAX_NORM_RATIO * max(MIN_WEIGHTS_NORM, _norm(weights, manifest))
     if length > limit:
         raise BundleError(f"the update's norm {length:.3g} is above {limit:.3g}; training has diverged")
+    for spec in manifest.buffers:
+        _check_buffer(spec.name, weights[spec.name], delta[spec.name], max_steps)
+
+
+def update_length(contribution: Contribution, blobs: BlobStore) -> float:
+    """Root mean square of the update's parameters: comparable between variants. Raises `BundleError`."""
+    manifest = contribution.variant.manifest
+    n_entries = sum(spec.n_elements for spec in manifest.parameters)
+    return _norm(read_update(contribution, blobs), manifest) / sqrt(n_entries)
 
 
 def trained_weights(contribution: Contribution, blobs: BlobStore) -> dict[str, Array]:
@@ -79,6 +109,50 @@ def trained_weights(contribution: Contribution, blobs: BlobStore) -> dict[str, A
     weights = received_weights(contribution, blobs)
     delta = read_update(contribution, blobs)
     return {name: (weights[name] + delta[name]).astype(weights[name].dtype) for name in weights}
+
+
+def _absurd_metric(update: UpdateManifest, manifest: Manifest) -> str:
+    """Why a metric that a device reports cannot be one; empty if all can. They are shown, and nothing depends on them,
+    but a device that says so is broken or lies."""
+    classifies = isinstance(manifest.loss, CrossEntropy)
+    limits = {
+        "loss_first": MAX_LOSS,
+        "loss_last": MAX_LOSS,
+        "holdout_metric_before": 1.0 if classifies else MAX_LOSS,
+        "holdout_metric_after": 1.0 if classifies else MAX_LOSS,
+    }
+    for name, limit in limits.items():
+        value: float | None = getattr(update, name)
+        if value is not None and not 0 <= value <= limit:
+            return f"the device reports {name} = {value:.6g}; possible is 0 to {limit:.6g}"
+    return ""
+
+
+def _check_buffer(name: str, before: Array, delta: Array, max_steps: int) -> None:
+    """Raise `BundleError` for a change that training cannot have made."""
+    if delta.dtype.kind == "b":
+        if delta.any():
+            raise BundleError(f"the update changes {name!r}, a mask, which no training does")
+    elif delta.dtype.kind in "iu":
+        if delta.size and not 0 <= int(delta.min()) <= int(delta.max()) <= max_steps:
+            raise BundleError(
+                f"the update moves the counter {name!r} by {int(delta.min())} to {int(delta.max())}; "
+                f"the task has {max_steps} steps"
+            )
+    else:
+        _check_statistic(name, before, delta)
+
+
+def _check_statistic(name: str, before: Array, delta: Array) -> None:
+    """Constants among the buffers, which do not change, are not judged."""
+    changed = delta != 0
+    after = before[changed].astype(np.float64) + delta[changed]
+    if not after.size:
+        return
+    if np.abs(after).max() > MAX_STATISTIC:
+        raise BundleError(f"the update brings {name!r} to {after[np.abs(after).argmax()]:.3g}; training has diverged")
+    if name.endswith(VARIANCE_SUFFIX) and after.min() < 0:
+        raise BundleError(f"the update brings a variance in {name!r} to {after.min():.3g}; it cannot be negative")
 
 
 def _norm(tensors: Tensors, manifest: Manifest) -> float:

@@ -93,12 +93,14 @@ class DeviceProgress(Event, frozen=True, kw_only=True, tag="progress"):
 
 
 class UpdateSeen(Event, frozen=True, kw_only=True, tag="update"):
-    """An update's fate: received, late, rejected or duplicate."""
+    """An update's fate: received, late, rejected, duplicate or damaged. One that was received may be rejected later."""
 
     round: int
     device: str
     state: str
     reason: str = ""
+    kept: str = ""
+    """Path of the note beside a rejected update that was kept."""
     up_bytes: int = 0
     """The update's blob as it travelled."""
     training_samples: int = 0
@@ -107,6 +109,13 @@ class UpdateSeen(Event, frozen=True, kw_only=True, tag="update"):
     holdout_metric_before: float | None = None
     holdout_metric_after: float | None = None
     measured: Measured | None = None
+
+
+class Quarantined(Event, frozen=True, kw_only=True, tag="quarantined"):
+    """A device gets no more tasks until a person lifts it."""
+
+    device: str
+    reason: str
 
 
 class RoundMerged(Event, frozen=True, kw_only=True, tag="round_merged"):

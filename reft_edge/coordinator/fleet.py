@@ -10,7 +10,25 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from reft_edge.coordinator.records import DeviceRecord
+from reft_edge.profiling.profile import DeviceProfile, Quantity
 from reft_edge.wire.messages import ProfileAnnouncement, Status
+
+MAX_SAMPLES = 10**10
+"""More than any device can read; keeps times and sizes that are computed from it within what a float can hold."""
+
+MIN_FLOPS_PER_S = 1e3
+MAX_FLOPS_PER_S = 1e16
+"""From a microcontroller that emulates floating point to ten of the largest accelerators. One device that
+announced more would leave all others next to nothing under the `reft` policy, which compares them with the fastest."""
+
+LINK_LIMITS = (1.0, 1e12)
+"""Bytes each second; 0 means unknown."""
+
+DURATION_LIMITS = (0.0, 86_400.0)
+"""Of a round trip and of a worker's start. Seconds."""
+
+SIZE_LIMITS = (0.0, 2.0**53)
+"""Of memory and disk. Bytes."""
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,11 +79,39 @@ class Fleet:
 def unfit_reason(
     announcement: ProfileAnnouncement, *, input_shape: Sequence[int], n_outputs: int, classification: bool
 ) -> str:
-    """Why a device's data cannot train this model; empty when it can."""
+    """Why a device cannot train this model, or cannot be what it says it is; empty when it can."""
     if announcement.training_samples < 1:
         return "it has no training samples"
+    if announcement.training_samples + announcement.holdout_samples > MAX_SAMPLES:
+        return f"it announces more than {MAX_SAMPLES} samples"
+    if reason := _impossible(announcement.profile):
+        return f"it announces {reason}"
     if announcement.input_shape and tuple(announcement.input_shape) != tuple(input_shape):
         return f"its samples have shape {announcement.input_shape}, the model takes {tuple(input_shape)}"
     if classification and announcement.n_classes is not None and announcement.n_classes > n_outputs:
         return f"its data have {announcement.n_classes} classes, the model has {n_outputs} outputs"
+    return ""
+
+
+def _impossible(profile: DeviceProfile) -> str:
+    """The first value of a profile that no device can have; empty if all are possible.
+
+    A profile is a device's word: what is computed from it must neither overflow nor divide by zero.
+    """
+    if not MIN_FLOPS_PER_S <= profile.planning_flops_per_s <= MAX_FLOPS_PER_S:
+        return f"{profile.planning_flops_per_s:.3g} FLOP/s; possible is {MIN_FLOPS_PER_S:g} to {MAX_FLOPS_PER_S:g}"
+    limits = {
+        "link_down_bytes_per_s": LINK_LIMITS,
+        "link_up_bytes_per_s": LINK_LIMITS,
+        "link_round_trip_s": DURATION_LIMITS,
+        "worker_start_s": DURATION_LIMITS,
+        "memory_total_bytes": SIZE_LIMITS,
+        "memory_available_bytes": SIZE_LIMITS,
+        "runtime_base_bytes": SIZE_LIMITS,
+        "disk_free_bytes": SIZE_LIMITS,
+    }
+    for name, (low, high) in limits.items():
+        quantity: Quantity | None = getattr(profile, name)
+        if quantity is not None and quantity.value and not low <= quantity.value <= high:
+            return f"{name} = {quantity.value:.3g}; possible is {low:g} to {high:g}"
     return ""

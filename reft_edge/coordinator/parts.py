@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from reft_edge.coordinator.fleet import Fleet
     from reft_edge.coordinator.learning import Learner
     from reft_edge.coordinator.network import Network
+    from reft_edge.coordinator.rejected import RejectedUpdates
     from reft_edge.coordinator.settings import FederationSettings
     from reft_edge.coordinator.store import Store
     from reft_edge.wire.blobs import BlobStore
@@ -29,5 +30,6 @@ class RunParts:
     learner: Learner
     network: Network
     fleet: Fleet
+    rejected: RejectedUpdates
     listener: Listener
     clock: Callable[[], float]

@@ -59,6 +59,9 @@ TIME_LIMITS = (0.02, 50.0)
 MEMORY_LIMITS = (0.5, 4.0)
 """Bounds of corrections: beyond them, a measurement says something else than how fast the device is."""
 
+CLOCK_SLACK_S = 5.0
+"""By how much a device's seconds may exceed ours: both clocks are set now and then."""
+
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
     """What a round asks of every device."""
@@ -218,6 +221,17 @@ def correct(history: Iterable[tuple[Prediction, Measured]], *, failed_ratios: It
     )
 
 
+def believable(measured: Measured, *, elapsed_s: float) -> Measured:
+    """What a device says it measured, without times that cannot be: all of it within `elapsed_s`.
+
+    A time of 0 is unknown and corrects nothing. One that is too short cannot be seen from here; its correction is
+    bounded, and it concerns nobody but the device itself.
+    """
+    if measured.download_s + measured.start_s + measured.training_s <= elapsed_s + CLOCK_SLACK_S:
+        return measured
+    return msgspec.structs.replace(measured, download_s=0.0, start_s=0.0, training_s=0.0)
+
+
 def _typical(
     rounds: Sequence[tuple[Prediction, Measured]],
     predicted: Callable[[Prediction], float],
@@ -225,8 +239,9 @@ def _typical(
 ) -> float:
     """The median of measured / predicted, in logarithms, so that twice and half cancel out."""
     pairs = [(predicted(expected), measured(found)) for expected, found in rounds]
-    ratios = [log(found / expected) for expected, found in pairs if expected > 0 and found > 0]
-    return _bounded(exp(median(ratios)), TIME_LIMITS) if ratios else 1.0
+    # Bounded one by one: a device may measure nonsense whose ratio is 0 or infinite.
+    ratios = [log(_bounded(found / expected, TIME_LIMITS)) for expected, found in pairs if expected > 0 and found > 0]
+    return exp(median(ratios)) if ratios else 1.0
 
 
 def _bounded(value: float, limits: tuple[float, float]) -> float:

@@ -19,10 +19,10 @@ Stage: TypeAlias = Literal["initial", "merged", "batch_norm", "distilled"]
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
-UpdateState: TypeAlias = Literal["offered", "received", "merged", "late", "rejected", "duplicate"]
+UpdateState: TypeAlias = Literal["offered", "received", "merged", "late", "rejected", "duplicate", "damaged"]
 """`offered`: announced, perhaps half here. `received`: here, checked, counts. `merged`: in the global model.
-`late`: announced after collecting had ended; not pulled. `rejected`: here and of no use. `duplicate`: a second,
-different update for one task."""
+`late`: announced after collecting had ended; not pulled. `rejected`: of no use, by itself or beside the others of its
+round. `duplicate`: a second, different update for one task. `damaged`: it was here, and our disk has lost it."""
 
 QuarantinedBy: TypeAlias = Literal["rejections", "person"]
 """Who put a device into quarantine: the coordinator, after so many rejected updates, or somebody at the console."""
@@ -122,6 +122,15 @@ class AssignmentRecord(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     failure: str = ""
     """Kind of failure that the device named, for example `out_of_memory`."""
+
+
+class TaskOwner(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose a task is, and of which round."""
+
+    device: str
+    round: int
+    started_at: float
+    """When the round was planned."""
 
 
 class UpdateRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,7 +1,8 @@
 """One round as a state machine without I/O: phases, a transition table, and when collecting ends.
 
-    planned -> published -> collecting -> merging -> distilling -> evaluating -> closed
-                                     \\-> failed (no quorum)
+    planned -> published -> collecting -> screening -> merging -> distilling -> evaluating -> closed
+                                |             |-> failed (nothing left to merge)
+                                |-> failed (no quorum)
 
 `advance(round, event)` is a pure function: it returns the next state and, for an event about an update, a verdict.
 Time comes in with the events, as Unix seconds. Two kinds of event are kept apart, after h11: what the coordinator does
@@ -12,6 +13,10 @@ Collecting ends when every device has answered (update, refusal or failure), or 
 there. With the quorum, devices that have been offline for `absent_s` are not waited for. A device that announced its
 update in time but waits for its turn to upload gets `grace_s` more. Without the quorum the deadline is extended, a
 limited number of times, or the round fails, as `RoundRules` say.
+
+Screening looks at the updates beside each other and may take some back. It happens once: with the smaller cohort
+that it leaves, another look might take back more. The quorum is about answers in time, so it is not asked again: else a
+few devices with odd updates could stop every round. Only a round with nothing left to merge fails.
 
 What this module does not know: blobs, weights, topics, the database.
 """
@@ -36,6 +41,8 @@ class Phase(Enum):
     """Graphs and weights are in the blob store."""
     COLLECTING = "collecting"
     """Tasks are out, the deadline runs."""
+    SCREENING = "screening"
+    """The updates that came in time are here; none comes in any more."""
     MERGING = "merging"
     """The set of updates that count is fixed."""
     DISTILLING = "distilling"
@@ -58,7 +65,7 @@ class Standing(Enum):
     REFUSED = "refused"
     FAILED = "failed"
     REJECTED = "rejected"
-    """Its update is here and is of no use."""
+    """Its update is here and is of no use, by itself or beside the others'."""
 
 
 ANSWERED = frozenset({Standing.UPDATED, Standing.REFUSED, Standing.FAILED, Standing.REJECTED})
@@ -104,6 +111,13 @@ class Resumed(msgspec.Struct, frozen=True, kw_only=True):
     """The coordinator is back after it was away; devices whose deadline passed meanwhile get `grace_s` to report."""
 
     now: float
+
+
+class Screened(msgspec.Struct, frozen=True, kw_only=True):
+    """The updates were compared with each other; those of some devices, which counted, count no more."""
+
+    taken_back: dict[str, str] = {}
+    """Device -> reason."""
 
 
 class Merged(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,7 +199,7 @@ class Tick(msgspec.Struct, frozen=True, kw_only=True):
     now: float
 
 
-OwnEvent: TypeAlias = Published | Opened | Resumed | Merged | Distilled | Evaluated
+OwnEvent: TypeAlias = Published | Opened | Resumed | Screened | Merged | Distilled | Evaluated
 DeviceEvent: TypeAlias = Accepted | Refused | Failed | Offered | Received | Rejected | Lost
 PresenceEvent: TypeAlias = Absent | Present
 Event: TypeAlias = OwnEvent | DeviceEvent | PresenceEvent | Tick
@@ -195,12 +209,14 @@ TRANSITIONS: Mapping[tuple[Phase, type[OwnEvent]], Phase] = MappingProxyType(
         (Phase.PLANNED, Published): Phase.PUBLISHED,
         (Phase.PUBLISHED, Opened): Phase.COLLECTING,
         (Phase.COLLECTING, Resumed): Phase.COLLECTING,
+        (Phase.SCREENING, Screened): Phase.MERGING,
         (Phase.MERGING, Merged): Phase.DISTILLING,
         (Phase.DISTILLING, Distilled): Phase.EVALUATING,
         (Phase.EVALUATING, Evaluated): Phase.CLOSED,
     }
 )
-"""Everything the coordinator does itself. Collecting ends by device events and by the clock: see `_settle`."""
+"""Everything the coordinator does itself. Collecting ends by device events and by the clock: see `_settle`. Screening
+fails the round instead when it leaves nothing: see `_screen`."""
 
 STANDING_AFTER: Mapping[type[DeviceEvent], Standing] = MappingProxyType(
     {
@@ -296,7 +312,7 @@ def start_round(devices: list[str], rules: RoundRules) -> Round:
 def advance(state: Round, event: Event) -> Step:
     """The state after `event`.
 
-    Raises `LocalProtocolError` for an own event that is not legal now.
+    Raises `LocalProtocolError` for an own event that is not legal now, or takes back what does not count.
     """
     if isinstance(event, Tick):
         return Step(_settle(state, event.now))
@@ -304,6 +320,8 @@ def advance(state: Round, event: Event) -> Step:
         after = TRANSITIONS.get((state.phase, type(event)))
         if after is None:
             raise LocalProtocolError(f"{type(event).__name__} is not legal in phase {state.phase.value!r}")
+        if isinstance(event, Screened):
+            return Step(_screen(state, event, after))
         return Step(msgspec.structs.replace(state, phase=after, deadline=_deadline_after(state, event)))
     if isinstance(event, Absent | Present):
         return Step(_settle(_see(state, event), event.now))
@@ -316,6 +334,21 @@ def _deadline_after(state: Round, event: OwnEvent) -> float | None:
     if isinstance(event, Resumed) and state.deadline is not None:
         return max(state.deadline, event.now + state.rules.grace_s)
     return state.deadline
+
+
+def _screen(state: Round, event: Screened, after: Phase) -> Round:
+    """Take updates back; with nothing left the round fails, else it goes on in phase `after`."""
+    if strangers := sorted(event.taken_back.keys() - state.counted.keys()):
+        raise LocalProtocolError(f"the update of {strangers[0]!r} cannot be taken back: it does not count")
+    devices = state.devices | {
+        device: msgspec.structs.replace(state.devices[device], standing=Standing.REJECTED, reason=reason)
+        for device, reason in event.taken_back.items()
+    }
+    screened = msgspec.structs.replace(state, devices=devices, phase=after)
+    if screened.counted:
+        return screened
+    reason = f"no update is left to merge{_complaints(screened)}"
+    return msgspec.structs.replace(screened, phase=Phase.FAILED, reason=reason)
 
 
 def _see(state: Round, event: PresenceEvent) -> Round:
@@ -367,7 +400,7 @@ def _settle(state: Round, now: float, *, before: DeviceEvent | None = None) -> R
     if end is None or now < end or (before is not None and now <= end):
         return state
     if n_updates >= state.n_needed:
-        return msgspec.structs.replace(state, phase=Phase.MERGING)
+        return msgspec.structs.replace(state, phase=Phase.SCREENING)
     if state.rules.on_missed_quorum == "extend" and state.extensions < state.rules.max_extensions:
         deadline = state.deadline + state.rules.deadline_s
         extended = msgspec.structs.replace(state, deadline=deadline, extensions=state.extensions + 1)
@@ -376,9 +409,9 @@ def _settle(state: Round, now: float, *, before: DeviceEvent | None = None) -> R
 
 
 def _end(state: Round, n_updates: int, shortage: str) -> Round:
-    """Merge when the quorum is there, else fail."""
+    """Go on when the quorum is there, else fail."""
     if n_updates >= state.n_needed:
-        return msgspec.structs.replace(state, phase=Phase.MERGING)
+        return msgspec.structs.replace(state, phase=Phase.SCREENING)
     return msgspec.structs.replace(state, phase=Phase.FAILED, reason=f"no quorum: {shortage}{_complaints(state)}")
 
 

@@ -27,6 +27,7 @@ from reft_edge.coordinator.network import Network
 from reft_edge.coordinator.parts import RunParts
 from reft_edge.coordinator.preparation import Preparation
 from reft_edge.coordinator.records import ExportRecord, MetricRecord, RunRecord
+from reft_edge.coordinator.rejected import RejectedUpdates
 from reft_edge.coordinator.report.page import to_html
 from reft_edge.coordinator.report.record import gather, to_json
 from reft_edge.coordinator.rounds import Phase
@@ -41,6 +42,9 @@ CONNECT_TIMEOUT_S = 10.0
 
 BLOBS = "blobs"
 """Folder in the output directory. Beside it lie the store and a folder for each run."""
+
+REJECTED = "rejected"
+"""Folder in the output directory: updates of no use, for a person to look at."""
 
 MODELS = "models"
 REPORT = "report"
@@ -163,6 +167,7 @@ class Coordinator:
                 keys=keys,
             ),
             fleet=Fleet(device for device in store.devices() if keys is None or keys.recall(device)),
+            rejected=RejectedUpdates(self._preparation.directory / REJECTED, self._settings.rejection),
             listener=listener,
             clock=self._clock,
         )

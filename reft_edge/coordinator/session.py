@@ -14,7 +14,7 @@ from reft_edge.coordinator.assigning import Plan, Planner
 from reft_edge.coordinator.collecting import Collector, OpenRound
 from reft_edge.coordinator.conductor import Conductor, clear_leftovers
 from reft_edge.coordinator.parts import RunParts
-from reft_edge.coordinator.records import RoundKey, RoundRecord
+from reft_edge.coordinator.records import QuarantineRecord, RoundKey, RoundRecord
 from reft_edge.coordinator.rounds import Phase, start_round
 from reft_edge.errors import FederationError, PlanError
 from reft_edge.wire.messages import Close
@@ -45,9 +45,11 @@ class Session:
         history = parts.store.rounds(parts.run)
         if history:
             self._clean_up_after(history[-1])
+        self._review()
         while (key := self._next_key(parts.store.rounds(parts.run))) is not None:
             current = self._resume(key) or self._plan(key)
             self._play(current)
+            self._review()
 
     def close_devices(self, run: str) -> None:
         """Tell every device of a run that it has ended."""
@@ -84,6 +86,7 @@ class Session:
             state=parts.store.load_round(record, parts.settings.round_rules),
             assignments={assignment.device: assignment for assignment in assignments},
             variants={item.variant: parts.catalogue.named(item.variant) for item in assignments},
+            started_at=record.started_at,
             resumed=True,
         )
 
@@ -111,6 +114,7 @@ class Session:
             state=state,
             assignments={assignment.device: assignment for assignment in plan.assignments},
             variants={item.variant: parts.catalogue.named(item.variant) for item in plan.assignments},
+            started_at=record.started_at,
         )
 
     def _play(self, current: OpenRound) -> None:
@@ -123,9 +127,22 @@ class Session:
         if key.attempt % parts.settings.max_attempts == 0:  # a restart by a person grants as many again
             raise FederationError(f"round {key.number} failed {parts.settings.max_attempts} times; last: {reason}")
 
+    def _review(self) -> None:
+        """Put devices whose updates are rejected again and again into quarantine. Again changes nothing."""
+        parts = self._parts
+        limit = parts.settings.rejection.quarantine_after
+        for device, reasons in parts.store.rejections_in_a_row().items() if limit else ():
+            if len(reasons) < limit:
+                continue
+            reason = f"the updates of {len(reasons)} tasks in a row were rejected; the last: {reasons[-1]}"
+            record = QuarantineRecord(device=device, since=parts.clock(), reason=reason, by="rejections")
+            if parts.store.quarantine(record):
+                parts.listener(events.Quarantined(device=device, reason=reason))
+
     def _await_devices(self, *, later: bool) -> None:
         """Listen until enough devices are ready. Raises `FederationError` when they do not come.
 
+        Those in quarantine count, so that a fleet whose size is `min_devices` goes on without them; but not alone.
         `later`: this is not the run's first round.
         """
         parts, settings = self._parts, self._parts.settings
@@ -135,8 +152,8 @@ class Session:
         told: int | None = None
         while True:
             self._conductor.drain()
-            n_ready, now = len(parts.fleet.ready()), parts.clock()
-            if n_ready >= n_needed:
+            (n_ready, n_free), now = self._count_ready(), parts.clock()
+            if n_ready >= n_needed and n_free:
                 enough_since = now if enough_since is None else enough_since
                 everybody = self._settled or (later and n_ready >= settings.min_devices)
                 if everybody or now >= enough_since + settings.settle_s:
@@ -148,12 +165,25 @@ class Session:
                     parts.listener(events.Waiting(devices=n_ready, needed=n_needed))
                     told = n_ready
                 if now >= deadline:
-                    raise FederationError(
-                        f"{n_ready} of {n_needed} devices announced themselves within {settings.enrol_wait_s:g} s; "
-                        f"start their agents with federation = {settings.federation!r} and the broker "
-                        f"{settings.broker.address}"
-                    )
+                    raise FederationError(self._shortage(n_ready, n_needed))
             self._conductor.listen(timeout_s=LOOK_S)
+
+    def _count_ready(self) -> tuple[int, int]:
+        """Devices that are there, and those of them that are not in quarantine."""
+        ready = {device.device for device in self._parts.fleet.ready()}
+        return len(ready), len(ready - {record.device for record in self._parts.store.quarantined()})
+
+    def _shortage(self, n_ready: int, n_needed: int) -> str:
+        settings = self._parts.settings
+        if n_ready >= n_needed:
+            return (
+                f"all {n_ready} devices that are there are in quarantine; `reft-edge quarantine FEDERATION_TOML` "
+                "tells why, and --lift DEVICE ends it"
+            )
+        return (
+            f"{n_ready} of {n_needed} devices announced themselves within {settings.enrol_wait_s:g} s; start their "
+            f"agents with federation = {settings.federation!r} and the broker {settings.broker.address}"
+        )
 
     def _tell_planned(self, key: RoundKey, plan: Plan) -> None:
         self._parts.listener(

@@ -19,6 +19,7 @@ from reft_edge.coordinator.aggregation_settings import AggregationSettings
 from reft_edge.coordinator.distillation_settings import DistillationSettings
 from reft_edge.coordinator.planning import DEFAULT_RATIOS
 from reft_edge.coordinator.policies import find_policy
+from reft_edge.coordinator.rejection_settings import RejectionSettings
 from reft_edge.coordinator.rounds import RoundRules
 from reft_edge.data.settings import DataSettings
 from reft_edge.errors import ConfigError
@@ -148,6 +149,7 @@ class FederationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     data: CoordinatorData = CoordinatorData()
     aggregation: AggregationSettings = AggregationSettings()
     distillation: DistillationSettings = DistillationSettings()
+    rejection: RejectionSettings = RejectionSettings()
     output: OutputSettings = OutputSettings()
     trust: CoordinatorTrust | None = None
 

@@ -8,7 +8,8 @@ After `kill -9` at any moment the run goes on from here. Three rules make that s
   on disk the row is there too, and the device's copy is not needed any more.
 - Everything is idempotent under (task, update hash), and a task is one device in one round of one run.
 
-One process owns a store at a time: opening takes a lock that the kernel releases with the process. SQLite runs in WAL
+One process owns a store at a time: opening takes a lock that the kernel releases with the process. Beside it others may
+open it `shared`, to read, and to change the quarantine, which the owner looks at before each plan. SQLite runs in WAL
 mode with full synchronization, because a receipt makes a device delete its copy.
 """
 
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, Table, create_engine, event, func, select, update
+from sqlalchemy import Connection, Table, and_, create_engine, event, exists, func, literal, select, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -33,10 +34,12 @@ from reft_edge.coordinator.records import (
     DeviceRecord,
     ExportRecord,
     MetricRecord,
+    QuarantineRecord,
     RoundKey,
     RoundRecord,
     RunRecord,
     RunState,
+    TaskOwner,
     UpdateRecord,
     UpdateState,
     VariantRecord,
@@ -56,12 +59,15 @@ SEQUENCE = "messages"
 class Store:
     """An open database in `directory`, which is created. Use it from one thread; `close` it.
 
-    Raises `FederationError` when another process has it open or it was written by another version, `ResourceError`
-    when the disk is full or cannot be used.
+    `shared`: beside the process that owns it; it must be there.
+    Raises `FederationError` when another process has it open, it was written by another version, or a shared one is not
+    there; `ResourceError` when the disk is full or cannot be used.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._lock = _lock(directory)
+    def __init__(self, directory: Path, *, shared: bool = False) -> None:
+        if shared and not (directory / DATABASE_FILE).is_file():
+            raise FederationError(f"{directory} has no store yet; the coordinator makes it when it is first started")
+        self._lock = None if shared else _lock(directory)
         self._engine = create_engine(f"sqlite:///{directory / DATABASE_FILE}")
         event.listen(self._engine, "connect", _configure)
         with ExitStack() as undo:
@@ -71,7 +77,8 @@ class Store:
 
     def close(self) -> None:
         self._engine.dispose()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     # --- runs ---
 
@@ -206,12 +213,14 @@ class Store:
         query = select(table).where(table.c.run == run)
         return self._read(query.order_by(table.c.number, table.c.attempt, table.c.device), AssignmentRecord)
 
-    def task_owner(self, task: str) -> tuple[str, int] | None:
-        """Device and round number of a task, of any run; None for a task that nobody knows."""
-        table = tables.assignments
+    def task_owner(self, task: str) -> TaskOwner | None:
+        """Whose task it is, of any run; None for a task that nobody knows."""
+        table, rounds = tables.assignments, tables.rounds
+        same = [table.c[name] == rounds.c[name] for name in RoundKey.__struct_fields__]
+        query = select(table.c.device, table.c.number, rounds.c.started_at).join(rounds, and_(*same))
         with self._transaction() as connection:
-            row = connection.execute(select(table.c.device, table.c.number).where(table.c.task == task)).one_or_none()
-            return None if row is None else (str(row[0]), int(row[1]))
+            row = connection.execute(query.where(table.c.task == task)).one_or_none()
+            return None if row is None else TaskOwner(device=str(row[0]), round=int(row[1]), started_at=float(row[2]))
 
     def save_failure(self, task: str, failure: str) -> None:
         """The kind of failure that a device named, perhaps after its round was over."""
@@ -255,6 +264,13 @@ class Store:
             query = query.where(table.c.state == state)
         return self._read(query.order_by(table.c.round, table.c.device, table.c.sha256), UpdateRecord)
 
+    def count_announced(self, task: str) -> int:
+        """How many different updates were announced for a task."""
+        table = tables.updates
+        with self._transaction() as connection:
+            query = select(func.count()).select_from(table).where(table.c.task == task)
+            return int(connection.execute(query).scalar_one())
+
     def count_updates(self, run: str) -> dict[str, int]:
         """Number of updates in each state."""
         table, tasks = tables.updates, tables.assignments
@@ -262,6 +278,52 @@ class Store:
         with self._transaction() as connection:
             rows = connection.execute(query.where(tasks.c.run == run).group_by(table.c.state))
             return {str(state): int(count) for state, count in rows}
+
+    # --- quarantine ---
+
+    def quarantine(self, record: QuarantineRecord) -> bool:
+        """Put a device into quarantine; False, and nothing changes, when it is there already."""
+        table = tables.quarantine
+        columns = _columns(record)
+        # One statement, so that two processes cannot both find it missing.
+        absent = ~exists().where(table.c.device == record.device, table.c.lifted_at.is_(None))
+        values = select(*(literal(columns[column.name], column.type) for column in table.columns)).where(absent)
+        with self._transaction() as connection:
+            inserted = connection.execute(insert(table).from_select(list(table.columns.keys()), values))
+            return bool(inserted.rowcount)
+
+    def lift(self, device: str, *, now: float) -> bool:
+        """End a device's quarantine; its rejected updates until `now` are forgiven. False when it was in none."""
+        table = tables.quarantine
+        chosen = (table.c.device == device, table.c.lifted_at.is_(None))
+        with self._transaction() as connection:
+            return bool(connection.execute(update(table).where(*chosen).values(lifted_at=now)).rowcount)
+
+    def quarantined(self) -> list[QuarantineRecord]:
+        """Devices that get no tasks now, by name."""
+        table = tables.quarantine
+        return self._read(select(table).where(table.c.lifted_at.is_(None)).order_by(table.c.device), QuarantineRecord)
+
+    def rejections_in_a_row(self) -> dict[str, list[str]]:
+        """Device -> why its last tasks' updates were rejected, oldest first, since one was merged or it was lifted.
+
+        Over all runs; one reason a task, however many useless updates were sent for it. What was refused, late or a
+        duplicate says nothing.
+        """
+        table, quarantine = tables.updates, tables.quarantine
+        forgiven = select(func.max(quarantine.c.lifted_at)).where(quarantine.c.device == table.c.device)
+        later = table.c.at > func.coalesce(forgiven.scalar_subquery(), 0.0)
+        columns = (table.c.device, table.c.task, table.c.state, table.c.reason)
+        ever = table.c.device.in_(select(table.c.device).where(table.c.state == "rejected"))  # few, of many rows
+        query = select(*columns).where(table.c.state.in_(("merged", "rejected")), ever, later).order_by(table.c.at)
+        found: dict[str, dict[str, str]] = {}
+        with self._transaction() as connection:
+            for device, task, state, reason in connection.execute(query):
+                if state == "merged":
+                    found.pop(device, None)
+                else:
+                    found.setdefault(device, {})[task] = reason
+        return {device: list(tasks.values()) for device, tasks in found.items()}
 
     # --- results ---
 
@@ -293,6 +355,8 @@ class Store:
                 raise FederationError(
                     f"the store has schema {version}, this reft-edge reads {tables.SCHEMA}; change [output]"
                 )
+            if self._lock is None:
+                return
             tables.schema.create_all(connection)
             connection.exec_driver_sql(f"PRAGMA user_version = {tables.SCHEMA}")
 

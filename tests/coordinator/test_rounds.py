@@ -58,7 +58,7 @@ CASES = {
     "with quorum, who is gone for long is not waited for": (
         RULES,
         [received("d1"), absent("d2"), tick(55)],
-        Phase.MERGING,
+        Phase.SCREENING,
     ),
     "who is gone for a moment is waited for": (RULES, [received("d1"), absent("d2"), tick(54)], Phase.COLLECTING),
     "who comes back is waited for": (
@@ -74,27 +74,27 @@ CASES = {
     "gone is counted from the first moment": (
         RULES,
         [received("d1"), absent("d2"), absent("d2", now=50), tick(55)],
-        Phase.MERGING,
+        Phase.SCREENING,
     ),
     "without quorum, who is gone is waited for": (RULES, [absent("d1"), absent("d2"), tick(99)], Phase.COLLECTING),
-    "all updates end collecting": (RULES, [received("d1"), received("d2")], Phase.MERGING),
-    "a refusal is an answer": (RULES, [received("d1"), refused("d2")], Phase.MERGING),
-    "a failure is an answer": (RULES, [received("d1"), rounds.Failed(device="d2", now=3)], Phase.MERGING),
+    "all updates end collecting": (RULES, [received("d1"), received("d2")], Phase.SCREENING),
+    "a refusal is an answer": (RULES, [received("d1"), refused("d2")], Phase.SCREENING),
+    "a failure is an answer": (RULES, [received("d1"), rounds.Failed(device="d2", now=3)], Phase.SCREENING),
     "a useless update is an answer": (
         RULES,
         [received("d1"), rounds.Rejected(device="d2", now=3, sha256=B, reason="not finite")],
-        Phase.MERGING,
+        Phase.SCREENING,
     ),
     "a device may change its mind": (RULES, [refused("d1"), accepted("d1"), refused("d2")], Phase.COLLECTING),
     "all refused is a failed round at once": (RULES, [refused("d1"), refused("d2")], Phase.FAILED),
     "before the deadline it waits for the quorum's rest": (RULES, [received("d1"), tick(99.9)], Phase.COLLECTING),
-    "deadline with quorum": (RULES, [received("d1"), tick(100)], Phase.MERGING),
+    "deadline with quorum": (RULES, [received("d1"), tick(100)], Phase.SCREENING),
     "an announced update has the grace": (RULES, [received("d1"), offered("d2"), tick(105)], Phase.COLLECTING),
-    "the grace ends": (RULES, [received("d1"), offered("d2"), tick(110)], Phase.MERGING),
+    "the grace ends": (RULES, [received("d1"), offered("d2"), tick(110)], Phase.SCREENING),
     "a lost update has no grace": (
         RULES,
         [received("d1"), offered("d2"), rounds.Lost(device="d2", now=5), tick(100)],
-        Phase.MERGING,
+        Phase.SCREENING,
     ),
     "deadline without quorum extends": (RULES, [tick(100)], Phase.COLLECTING),
     "extensions are limited": (RULES, [tick(100), tick(200), tick(300)], Phase.FAILED),
@@ -147,10 +147,10 @@ def test_a_round_goes_through_every_phase_in_order():
     state = collecting()
     state, _ = play(state, received("d1"), received("d2"))
     seen = [state.phase]
-    for event in (rounds.Merged(), rounds.Distilled(), rounds.Evaluated()):
+    for event in (rounds.Screened(), rounds.Merged(), rounds.Distilled(), rounds.Evaluated()):
         state, _ = advance(state, event)
         seen.append(state.phase)
-    assert seen == [Phase.MERGING, Phase.DISTILLING, Phase.EVALUATING, Phase.CLOSED]
+    assert seen == [Phase.SCREENING, Phase.MERGING, Phase.DISTILLING, Phase.EVALUATING, Phase.CLOSED]
 
 
 def test_an_illegal_own_event_raises_and_changes_nothing():
@@ -211,4 +211,46 @@ def test_any_order_of_reports_counts_each_device_once_and_ends_by_the_clock(even
     assert state.counted == counted
     assert "stranger" not in state.devices
     state = advance(state, tick(100 * 3 + 10)).round
-    assert state.phase is (Phase.MERGING if len(counted) >= state.n_needed else Phase.FAILED)
+    assert state.phase is (Phase.SCREENING if len(counted) >= state.n_needed else Phase.FAILED)
+
+
+def test_screening_takes_updates_back_and_the_others_are_merged():
+    state, _ = play(collecting(), received("d1"), received("d2", B))
+    after = advance(state, rounds.Screened(taken_back={"d1": "too long"})).round
+    assert (after.phase, after.counted) == (Phase.MERGING, {"d2": B})
+    assert (after.devices["d1"].standing, after.devices["d1"].reason) == (Standing.REJECTED, "too long")
+    assert after.devices["d1"].update == A
+
+
+def test_a_round_with_nothing_left_fails_and_says_why():
+    state, _ = play(collecting(), received("d1"), refused("d2"))
+    after = advance(state, rounds.Screened(taken_back={"d1": "too long"})).round
+    assert (after.phase, after.counted) == (Phase.FAILED, {})
+    assert after.reason == "no update is left to merge (d1: too long; d2: no memory)"
+
+
+def test_only_what_counts_can_be_taken_back():
+    state, _ = play(collecting(), received("d1"), refused("d2"))
+    for stranger in ("d2", "nobody"):
+        with pytest.raises(LocalProtocolError, match=f"{stranger}.*does not count"):
+            advance(state, rounds.Screened(taken_back={stranger: "x"}))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    answers=st.dictionaries(st.sampled_from(["d1", "d2", "d3", "d4"]), sha_st, min_size=1),
+    chosen=st.sets(st.sampled_from(["d1", "d2", "d3", "d4"])),
+    later=st.lists(event_st, max_size=20),
+)
+def test_screening_happens_once_and_what_it_leaves_is_what_is_merged(answers, chosen, later):
+    rules = RoundRules(deadline_s=100, quorum=0.2)
+    state, _ = play(collecting(("d1", "d2", "d3", "d4"), rules), *(received(*answer) for answer in answers.items()))
+    state = advance(state, tick(200)).round
+    taken_back = dict.fromkeys(chosen & state.counted.keys(), "odd")
+    screened = advance(state, rounds.Screened(taken_back=taken_back)).round
+    left = {device: sha for device, sha in answers.items() if device not in chosen}
+    assert screened.counted == left
+    assert screened.phase is (Phase.MERGING if left else Phase.FAILED)
+    assert play(screened, *later)[0] == screened  # nothing a device says changes what counts
+    with pytest.raises(LocalProtocolError):
+        advance(screened, rounds.Screened())

@@ -7,6 +7,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from reft_edge.bundle.manifest import BlobRef
@@ -17,9 +18,11 @@ from reft_edge.coordinator.records import (
     ExportRecord,
     MetricRecord,
     Prediction,
+    QuarantineRecord,
     RoundKey,
     RoundRecord,
     RunRecord,
+    TaskOwner,
     UpdateRecord,
     VariantRecord,
 )
@@ -115,7 +118,7 @@ def test_merging_changes_weights_phase_and_updates_together(store):
     for device, sha in (("d1", "a"), ("d2", "b")):
         store.save_update(update_record(device, sha, "received"))
         state = rounds.advance(state, rounds.Received(device=device, now=11, sha256=sha * 64)).round
-    state = rounds.advance(state, rounds.Merged()).round
+    state = rounds.advance(rounds.advance(state, rounds.Screened()).round, rounds.Merged()).round
     store.save_round(
         KEY, state, merged=ref("c"), metrics=[MetricRecord(round=1, stage="merged", name="accuracy", value=0.5)]
     )
@@ -137,7 +140,8 @@ def test_saving_twice_is_saving_once(store):
     assert len(store.variants("run1")) == 1
     assert store.update(KEY.task("d1"), "a" * 64) == update_record("d1")
     assert store.update(KEY.task("d1"), "b" * 64) is None
-    assert (store.task_owner(KEY.task("d1")), store.task_owner("nobody's")) == (("d1", 1), None)
+    assert store.task_owner(KEY.task("d1")) == TaskOwner(device="d1", round=1, started_at=2.0)
+    assert store.task_owner("nobody's") is None
 
 
 def test_a_device_is_remembered_as_it_last_was(store):
@@ -201,3 +205,82 @@ def test_sequences_rise_over_restarts_and_clocks_that_go_back(tmp_path):
     numbers += [second.next_sequence(1000.0005), second.next_sequence(2000.0)]
     second.close()
     assert numbers == [1_000_000, 1_000_001, 1_000_002, 1_000_003, 2_000_000]
+
+
+def quarantine_record(device, since=1.0):
+    return QuarantineRecord(device=device, since=since, reason="odd", by="person")
+
+
+def play_updates(store, states, *, first=1):
+    """One round after another in which `d1` sends an update that comes to each of `states`."""
+    for number, state in enumerate(states, start=first):
+        key = RoundKey(run="run1", number=number)
+        store.plan_round(RoundRecord(key=key, phase="collecting", started_at=1.0), [assignment("d1", key)])
+        record = update_record("d1", state=state, key=key)
+        store.save_update(msgspec.structs.replace(record, at=float(number), reason=f"reason {number}"))
+
+
+@pytest.mark.parametrize(
+    ("states", "counted"),
+    [
+        (["rejected", "rejected"], [1, 2]),
+        (["rejected", "merged", "rejected"], [3]),
+        (["rejected", "rejected", "merged"], []),
+        (["rejected", "late", "duplicate", "damaged", "received", "rejected"], [1, 6]),
+        (["merged"], []),
+    ],
+)
+def test_rejections_count_in_a_row_and_only_a_merged_update_ends_the_row(store, states, counted):
+    store.create_run(RunRecord(run="run1", federation="f", settings_digest="x", created_at=1.0))
+    play_updates(store, states)
+    expected = {"d1": [f"reason {number}" for number in counted]} if counted else {}
+    assert store.rejections_in_a_row() == expected
+
+
+def test_two_useless_updates_for_one_task_count_once(store):
+    start(store)
+    for sha, at in (("a", 1.0), ("b", 2.0)):
+        record = update_record("d1", sha, "rejected")
+        store.save_update(msgspec.structs.replace(record, at=at, reason=sha))
+    assert store.rejections_in_a_row() == {"d1": ["b"]}
+
+
+def test_lifting_forgives_what_was_rejected_before(store):
+    store.create_run(RunRecord(run="run1", federation="f", settings_digest="x", created_at=1.0))
+    play_updates(store, ["rejected", "rejected"])
+    store.quarantine(quarantine_record("d1", since=2.5))
+    assert store.lift("d1", now=3.5)
+    assert store.rejections_in_a_row() == {}
+    play_updates(store, ["rejected"], first=4)
+    assert store.rejections_in_a_row() == {"d1": ["reason 4"]}
+
+
+def test_a_device_is_in_quarantine_once_and_until_it_is_lifted(store, tmp_path):
+    assert store.quarantine(quarantine_record("d1"))
+    assert not store.quarantine(quarantine_record("d1", since=2.0))
+    store.quarantine(quarantine_record("b", since=2.0))
+    store.close()
+    again = Store(tmp_path)
+    assert again.quarantined() == [quarantine_record("b", since=2.0), quarantine_record("d1")]
+    assert again.lift("d1", now=3.0)
+    assert not again.lift("d1", now=4.0)
+    assert again.quarantine(quarantine_record("d1", since=5.0))
+    assert [record.since for record in again.quarantined()] == [2.0, 5.0]
+    again.close()
+
+
+def test_the_quarantine_can_be_changed_beside_the_owner(store, tmp_path):
+    beside = Store(tmp_path, shared=True)
+    beside.quarantine(quarantine_record("d1"))
+    assert [record.device for record in store.quarantined()] == ["d1"]
+    assert beside.lift("d1", now=2.0)
+    assert store.quarantined() == []
+    beside.close()
+    with pytest.raises(FederationError, match="another coordinator"):  # closing the shared one freed no lock
+        Store(tmp_path)
+
+
+def test_a_shared_store_is_not_made(tmp_path):
+    with pytest.raises(FederationError, match="has no store yet"):
+        Store(tmp_path, shared=True)
+    assert list(tmp_path.iterdir()) == []
