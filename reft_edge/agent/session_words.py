@@ -38,7 +38,7 @@ class Mark(msgspec.Struct, frozen=True, kw_only=True):
     """How far the device has come in what one coordinator says: lower sequences are old messages, played again."""
 
     signer: str
-    """Fingerprint of the coordinator's key. Another coordinator counts anew."""
+    """Fingerprint of the coordinator's key, or the run where nothing is signed. Another signer counts anew."""
     sequence: int
 
 
@@ -60,7 +60,7 @@ class SessionState(msgspec.Struct, frozen=True, kw_only=True):
     """How the task ended, to be said again when the task is delivered again."""
     residual: Residual | None = None
     mark: Mark | None = None
-    """Of the signed message that was accepted last; outlives tasks and runs. None where nothing is signed."""
+    """Of the message on `task` that was accepted last; outlives tasks and runs."""
 
 
 # Events
@@ -68,7 +68,7 @@ class SessionState(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True)
 class TaskArrived:
-    """`mark` is the message's own, where it was signed; so in `RunClosed`."""
+    """`mark` is the message's own; so in `RunClosed`."""
 
     task: Task
     mark: Mark | None = None
