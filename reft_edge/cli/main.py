@@ -39,6 +39,7 @@ COMMANDS = {
     "coordinator": Command(
         "reft_edge.cli.coordinator", "run the coordinator: plan, send, merge, distil", "coordinator"
     ),
+    "provision": Command("reft_edge.cli.provision", "give out certificates, renew and revoke them", "agent"),
     "broker": Command("reft_edge.cli.broker", "run a broker on this machine, for trying out", "demo"),
 }
 """Summaries stand here so that `--help` imports nothing."""

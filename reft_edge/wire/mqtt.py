@@ -185,6 +185,11 @@ class MqttLink:
             self._wake()
         return taken
 
+    def waiting_topics(self) -> set[str]:
+        """Topics of messages that wait to be sent; after `stop`, also of those that nobody acknowledged."""
+        with self._lock:
+            return self._outbox.topics()
+
     def subscribe(self, topic: str, qos: int = 0) -> None:
         """Subscribe now if connected, and again on every connect."""
         with self._lock:

@@ -81,6 +81,10 @@ class Outbox:
             self._lanes[number] = {**front, **lane}
         self._count()
 
+    def topics(self) -> set[str]:
+        """The topics of all messages that wait."""
+        return {message.topic for lane in self._lanes for message in lane.values()}
+
     def drop_qos0(self) -> int:
         """Forget QoS 0 messages, because their receivers ask again; returns how many."""
         before = len(self)
