@@ -123,7 +123,9 @@ def explain_silence(settings: BrokerSettings) -> BrokerConnectionError:
     if settings.uses_tls:
         advice = "check that it is an MQTT broker, and in its log whether it wants a client certificate"
     return BrokerConnectionError(
-        f"{settings.address} took the connection and closed it without an MQTT answer; {advice}", hung_up=True
+        f"{settings.address} took the connection and closed it without an MQTT answer; {advice}",
+        turned_away=settings.certificate_file is not None,
+        hung_up=True,
     )
 
 
