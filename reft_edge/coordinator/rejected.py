@@ -68,8 +68,13 @@ class RejectedNote(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def name(self) -> str:
-        """Of its files, without suffix. Runs, devices and hashes have no character that means something in a path."""
-        return f"{self.run}-r{self.round}-{self.device}-{self.sha256[:HASH_DIGITS]}"
+        """Of its files, without suffix."""
+        return note_name(self.run, self.round, self.device, self.sha256)
+
+
+def note_name(run: str, round_number: int, device: str, sha256: str) -> str:
+    """Runs, devices and hashes have no character that means something in a path."""
+    return f"{run}-r{round_number}-{device}-{sha256[:HASH_DIGITS]}"
 
 
 class RejectedUpdates:
@@ -95,6 +100,11 @@ class RejectedUpdates:
             self._prune()
         except OSError as exc:
             _log.warning("%s: the rejected update cannot be kept: %s", path, exc.strerror or exc)
+        return self.note_path(note.name)
+
+    def note_path(self, name: str) -> str:
+        """Where the note of that name is; empty if it was not kept, or had to go for newer ones."""
+        path = self.directory / (name + NOTE_SUFFIX)
         return str(path) if path.exists() else ""
 
     def _prune(self) -> None:

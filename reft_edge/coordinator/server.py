@@ -26,10 +26,10 @@ from reft_edge.coordinator.learning import Learner, metric_records
 from reft_edge.coordinator.network import Network
 from reft_edge.coordinator.parts import RunParts
 from reft_edge.coordinator.preparation import Preparation
-from reft_edge.coordinator.records import ExportRecord, MetricRecord, RunRecord
-from reft_edge.coordinator.rejected import RejectedUpdates
+from reft_edge.coordinator.records import ExportRecord, MetricRecord, QuarantineRecord, RunRecord, UpdateRecord
+from reft_edge.coordinator.rejected import RejectedUpdates, note_name
 from reft_edge.coordinator.report.page import to_html
-from reft_edge.coordinator.report.record import gather, to_json
+from reft_edge.coordinator.report.record import RejectedUpdate, gather, to_json
 from reft_edge.coordinator.rounds import Phase
 from reft_edge.coordinator.session import Session
 from reft_edge.coordinator.store import Store
@@ -62,6 +62,10 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int
     metrics: list[MetricRecord]
     updates: dict[str, int]
+    """Number of updates in each state."""
+    rejected: list[RejectedUpdate]
+    quarantined: list[QuarantineRecord]
+    """Devices that get no tasks now, whichever run it was that they misbehaved in."""
     exports: list[ExportRecord]
     directory: str
     already_finished: bool = False
@@ -167,7 +171,7 @@ class Coordinator:
                 keys=keys,
             ),
             fleet=Fleet(device for device in store.devices() if keys is None or keys.recall(device)),
-            rejected=RejectedUpdates(self._preparation.directory / REJECTED, self._settings.rejection),
+            rejected=self._rejected(),
             listener=listener,
             clock=self._clock,
         )
@@ -246,9 +250,24 @@ class Coordinator:
             rounds=_n_closed(store, record.run),
             metrics=store.metrics(record.run),
             updates=store.count_updates(record.run),
+            rejected=[self._describe(record.run, item) for item in store.updates(record.run, state="rejected")],
+            quarantined=store.quarantined(),
             exports=store.exports(record.run),
             directory=str(self._directory(record.run)),
             already_finished=already_finished,
+        )
+
+    def _rejected(self) -> RejectedUpdates:
+        return RejectedUpdates(self._preparation.directory / REJECTED, self._settings.rejection)
+
+    def _describe(self, run: str, update: UpdateRecord) -> RejectedUpdate:
+        blob = update.manifest.blob
+        return RejectedUpdate(
+            device=update.device,
+            round=update.round,
+            reason=update.reason,
+            up_bytes=blob.size_bytes,
+            kept=self._rejected().note_path(note_name(run, update.round, update.device, blob.sha256)),
         )
 
 

@@ -24,6 +24,7 @@ from reft_edge.coordinator.events import (
     Exported,
     Finished,
     Planned,
+    Quarantined,
     RoundClosed,
     RoundDistilled,
     RoundFailed,
@@ -34,6 +35,7 @@ from reft_edge.coordinator.events import (
     Waiting,
 )
 from reft_edge.coordinator.report.page import metric_text, seconds_text
+from reft_edge.errors import one_line
 
 REFRESHES_PER_S = 4
 
@@ -88,6 +90,9 @@ class FleetView:
                 return self._progressed(event)
             case UpdateSeen():
                 return self._updated(event)
+            case Quarantined():
+                self._row(event.device).state = "quarantine"
+                return f"{event.device} is in quarantine until a person lifts it: {event.reason}"
             case RoundMerged():
                 self.metric = "mse" if event.mse is not None else "accuracy"
                 self.phase = "distilling"
@@ -206,10 +211,10 @@ class PlainWatcher:
     def show(self, event: Event) -> None:
         line = self._view.apply(event)
         if line is not None:
-            self._write(line)
+            self._write(one_line(line))  # with what devices gave as reasons
 
     def say(self, line: str) -> None:
-        self._write(line)
+        self._write(one_line(line))
 
 
 class TableWatcher:

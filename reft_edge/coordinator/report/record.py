@@ -17,6 +17,7 @@ from reft_edge.coordinator.events import (
     Exported,
     Finished,
     Planned,
+    Quarantined,
     RoundClosed,
     RoundDistilled,
     RoundMerged,
@@ -51,7 +52,7 @@ class DeviceRound(msgspec.Struct, frozen=True, kw_only=True):
     variant: str
     ratio: float
     state: str = "missing"
-    """The update's fate: received, late, rejected, duplicate; or missing."""
+    """The update's fate: received, late, rejected, duplicate, damaged; or missing."""
     predicted_training_s: float
     measured_training_s: float | None = None
     predicted_s: float
@@ -108,6 +109,24 @@ class LeftOut(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
+class RejectedUpdate(msgspec.Struct, frozen=True, kw_only=True):
+    """An update that was of no use, and why."""
+
+    device: str
+    round: int
+    reason: str
+    up_bytes: int
+    kept: str = ""
+    """Path of the note beside it; empty if it was not kept."""
+
+
+class QuarantinedDevice(msgspec.Struct, frozen=True, kw_only=True):
+    """A device that was put into quarantine in this run, and why."""
+
+    device: str
+    reason: str
+
+
 class CentralFigures(msgspec.Struct, frozen=True, kw_only=True):
     """The same net trained on the pooled private data, which a federation must do without."""
 
@@ -141,6 +160,8 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     rounds: list[RoundFigures]
     devices: list[DeviceFigures]
     left_out: list[LeftOut] = []
+    rejected: list[RejectedUpdate] = []
+    quarantined: list[QuarantinedDevice] = []
     exports: list[ExportFigures] = []
     central: CentralFigures | None = None
     finished: bool = False
@@ -190,6 +211,12 @@ def gather(
             if isinstance(event, Planned)
             for one in event.excluded
         ],
+        rejected=[
+            RejectedUpdate(device=e.device, round=e.round, reason=e.reason, up_bytes=e.up_bytes, kept=e.kept)
+            for e in told
+            if isinstance(e, UpdateSeen) and e.state == "rejected"
+        ],
+        quarantined=[QuarantinedDevice(device=e.device, reason=e.reason) for e in told if isinstance(e, Quarantined)],
         exports=[ExportFigures(name=e.name, path=e.path, values=e.values) for e in told if isinstance(e, Exported)],
         central=central,
         finished=finished is not None,
@@ -264,7 +291,7 @@ def _devices(events: list[Event]) -> list[DeviceFigures]:
 
 def _measured(event: UpdateSeen) -> dict[str, object]:
     found: dict[str, object] = {"state": event.state, "loss": event.loss_last}
-    if event.measured is not None:
+    if event.measured is not None and event.state != "rejected":
         took = event.measured
         found["measured_training_s"] = took.training_s
         found["measured_s"] = took.download_s + took.start_s + took.training_s

@@ -15,9 +15,15 @@ if TYPE_CHECKING:
 
 
 def print_report(report: RunReport, console: Console) -> None:
-    """Rounds, devices, exported files, and the final figure beside central training."""
+    """Rounds, devices, what was rejected, exported files, and the final figure beside central training."""
     console.print(_rounds(report))
     console.print(_devices(report))
+    for rejected in report.rejected:
+        console.print(
+            f"Rejected in round {rejected.round}, {rejected.device}: {rejected.reason}", markup=False, soft_wrap=True
+        )
+    for device in report.quarantined:
+        console.print(f"In quarantine, {device.device}: {device.reason}", markup=False, soft_wrap=True)
     if report.exports:
         console.print(_exports(report))
     ours = metric_text(report.value, report.metric)
