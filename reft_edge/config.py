@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,8 +19,14 @@ from reft_edge.errors import ConfigError
 
 Settings = TypeVar("Settings", bound=msgspec.Struct)
 
-MAX_SETTINGS_BYTES = 1 << 20
-"""1 MiB: a settings file larger than this is some other file."""
+MAX_SETTINGS_BYTES = 1 << 18
+"""256 KiB: a settings file larger than this is some other file."""
+
+MAX_DOTS_IN_LINE = 500
+"""`tomllib` takes quadratic time and memory for a key like a.a.a.a...: 16 s for one of 64 KiB."""
+
+_INTEGER_LIMIT = 2**63
+"""TOML's integers have 64 bits; Python's parser takes any."""
 
 _MISSING_FIELD = re.compile(r"missing required field `(?P<field>[^`]*)`")
 _UNKNOWN_FIELD = re.compile(r"unknown field `(?P<field>[^`]*)`")
@@ -35,10 +42,13 @@ def load_settings(path: Path, kind: type[Settings]) -> Settings:
 
 def convert_settings(table: dict[str, Any], kind: type[Settings], *, origin: str) -> Settings:
     """Check an already parsed TOML table; `origin` names it in errors."""
+    _check_numbers(table, origin)
     try:
         return msgspec.convert(table, kind)
     except msgspec.ValidationError as exc:
         raise ConfigError(f"{origin}: {_explain(str(exc), kind)}") from exc
+    except RecursionError as exc:
+        raise ConfigError(f"{origin}: tables are nested too deeply; this is not a settings file") from exc
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -46,15 +56,33 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_SETTINGS_BYTES:
             raise ConfigError(f"{path}: larger than {MAX_SETTINGS_BYTES} bytes; this is not a settings file")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if any(line.count(".") > MAX_DOTS_IN_LINE for line in text.split("\n")):
+            raise ConfigError(f"{path}: a line has more than {MAX_DOTS_IN_LINE} dots; this is not a settings file")
+        return tomllib.loads(text)
     except FileNotFoundError as exc:
         raise ConfigError(f"{path}: no such file") from exc
     except OSError as exc:
         raise ConfigError(f"{path}: cannot be read: {exc.strerror or exc}") from exc
     except UnicodeDecodeError as exc:
         raise ConfigError(f"{path}: not a text file; expected TOML in UTF-8") from exc
-    except tomllib.TOMLDecodeError as exc:
+    except (ValueError, RecursionError) as exc:  # TOMLDecodeError, numbers of thousands of digits, endless brackets
         raise ConfigError(f"{path}: not valid TOML: {exc}") from exc
+
+
+def _check_numbers(table: dict[str, Any], origin: str) -> None:
+    """Raise `ConfigError` for inf, nan and integers beyond TOML's: no setting means them, and bounds let nan through."""
+    waiting: list[tuple[str, Any]] = list(table.items())
+    while waiting:
+        key, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting.extend(value.items())
+        elif isinstance(value, list):
+            waiting.extend((key, each) for each in value)
+        elif isinstance(value, float) and not isfinite(value):
+            raise ConfigError(f"{origin}: {key} = {value!r} is not a number that one can calculate with")
+        elif isinstance(value, int) and not -_INTEGER_LIMIT <= value < _INTEGER_LIMIT:
+            raise ConfigError(f"{origin}: {key} is an integer of more than 64 bits")
 
 
 def did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:

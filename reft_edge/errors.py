@@ -9,11 +9,27 @@ Two protocol errors are kept apart, after h11: `LocalProtocolError` is our own m
 
 from __future__ import annotations
 
+MAX_MESSAGE_CHARACTERS = 2000
+"""As long as a reason in a report may be. What a peer sent may stand in an error: it must not fill a log."""
+
+
+def one_line(text: str) -> str:
+    """`text` as one bounded line that a terminal and a log only show: control characters become spaces.
+
+    Reasons and names come from devices and files of others; a line break in one would forge the next line of a log, and
+    an escape sequence would command the terminal.
+    """
+    shown = text if len(text) <= MAX_MESSAGE_CHARACTERS else text[: MAX_MESSAGE_CHARACTERS - 1] + "…"
+    return shown if shown.isprintable() else "".join(each if each.isprintable() else " " for each in shown)
+
 
 class ReftError(Exception):
-    """Base of all errors that reft-edge raises on purpose."""
+    """Base of all errors that reft-edge raises on purpose. Its text is one line."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
 
 
 class ConfigError(ReftError):

@@ -26,7 +26,7 @@ import msgspec
 from reft_edge.agent.session_words import SessionState
 from reft_edge.bundle.manifest import MAX_MANIFEST_BYTES
 from reft_edge.data.description import DataDescription
-from reft_edge.errors import ConfigError, ResourceError
+from reft_edge.errors import ConfigError, ResourceError, one_line
 from reft_edge.profiling.profile import DeviceProfile
 from reft_edge.wire.blobs import BlobStore, sync_directory
 
@@ -120,8 +120,8 @@ class Spool:
             return msgspec.json.decode(path.read_bytes(), type=kind)
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.MsgspecError) as exc:
-            logger.warning("%s is of no use and is ignored: %s", path, exc)
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+            logger.warning("%s is of no use and is ignored: %s", path, one_line(str(exc)))
             return None
 
     def _save(self, name: str, value: msgspec.Struct) -> None:

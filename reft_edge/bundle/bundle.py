@@ -117,6 +117,8 @@ class Bundle:
 
 def _read(path: Path, max_bytes: int) -> bytes:
     try:
+        if path.exists() and not path.is_file():  # a device or a pipe has no size, and no end
+            raise BundleError(f"{path} is not a file; a bundle is a directory of four files")
         size = path.stat().st_size
         if size > max_bytes:
             raise BundleError(f"{path} has {size} bytes; at most {max_bytes} are accepted")

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import zstandard
 
-from reft_edge.bundle.manifest import MAX_TENSOR_ELEMENTS, MAX_TENSORS
+from reft_edge.bundle.manifest import MAX_TENSORS, is_possible_shape
 from reft_edge.errors import BundleError
 
 if TYPE_CHECKING:
@@ -129,6 +129,8 @@ def unpack_tensors(data: bytes, *, max_bytes: int) -> tuple[dict[str, Array], di
             raise BundleError(f"tensor {name!r} ends beyond its container")
         offset = start + entry.data_offsets[0]
         flat = np.frombuffer(content, _DTYPES[entry.dtype], count=prod(entry.shape), offset=offset)
+        if flat.dtype == np.bool_ and flat.view(np.uint8).max(initial=0) > 1:
+            raise BundleError(f"tensor {name!r} has truth values that are neither 0 nor 1")
         tensors[name] = flat.reshape(entry.shape)
     if start + expected != len(content):
         raise BundleError(f"tensor container has {len(content) - start - expected} bytes that belong to no tensor")
@@ -144,7 +146,7 @@ def _check_entry(name: str, entry: _Entry, expected_start: int) -> int:
     """Check one tensor of a header; return where it ends. Tensors follow each other without gap or overlap."""
     if entry.dtype not in _DTYPES:
         raise BundleError(f"tensor {name!r} has dtype {entry.dtype!r}; containers carry {', '.join(_DTYPES)}")
-    if any(size < 0 for size in entry.shape) or prod(entry.shape) > MAX_TENSOR_ELEMENTS:
+    if not is_possible_shape(entry.shape):
         raise BundleError(f"tensor {name!r} has an impossible shape {entry.shape!r}")
     start, end = entry.data_offsets
     if start != expected_start or end - start != prod(entry.shape) * _DTYPES[entry.dtype].itemsize:

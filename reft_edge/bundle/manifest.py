@@ -10,8 +10,8 @@ manifests.
 
 from __future__ import annotations
 
-from math import prod
-from typing import Literal, TypeAlias
+from math import isfinite, prod
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
@@ -24,7 +24,15 @@ MAX_MANIFEST_BYTES = 4 * 2**20
 
 MAX_TENSORS = 20_000
 MAX_TENSOR_ELEMENTS = 2**31
-"""Limits on what a manifest may claim, checked before anything is allocated."""
+"""Of one tensor, and of all tensors of a model: 8 GiB of float32, beyond what can be sent."""
+
+MAX_AXES = 32
+"""As many as every numpy takes. Limits on what a manifest may claim are checked before anything is allocated."""
+
+MAX_COUNT = 2**53
+"""Counts and sizes stay exact as JSON numbers and as floats."""
+
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 
 DType: TypeAlias = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
 
@@ -94,7 +102,7 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     dtype: DType = "float32"
 
     def __post_init__(self) -> None:
-        if not self.name or any(size < 0 for size in self.shape) or self.n_elements > MAX_TENSOR_ELEMENTS:
+        if not self.name or not is_possible_shape(self.shape):
             raise ValueError(f"tensor {self.name!r} has an impossible shape {self.shape!r}")
 
     @property
@@ -111,7 +119,7 @@ class BlobRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def __post_init__(self) -> None:
         if len(self.sha256) != 64 or not set(self.sha256) <= set("0123456789abcdef"):
             raise ValueError(f"{self.sha256!r} is not a SHA-256 in lower-case hexadecimal digits")
-        if self.size_bytes < 0:
+        if not 0 <= self.size_bytes <= MAX_COUNT:
             raise ValueError(f"a blob cannot have {self.size_bytes!r} bytes")
 
 
@@ -122,13 +130,13 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     multiply-accumulate counts as 2), and its tensors take at most `memory_bytes(n)` at once.
     """
 
-    parameters: int
-    forward_macs: int
+    parameters: Count
+    forward_macs: Count
     """Multiply-accumulates of one sample's forward pass."""
-    step_flops_per_sample: int
-    memory_fixed_bytes: int
+    step_flops_per_sample: Count
+    memory_fixed_bytes: Count
     """Parameters, gradients, optimizer state and buffers, held at the step's peak."""
-    memory_per_sample_bytes: int
+    memory_per_sample_bytes: Count
     """Activations and their gradients alive at the step's peak, for each sample of the batch."""
 
     def memory_bytes(self, batch_size: int) -> int:
@@ -169,6 +177,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError(f"manifest schema {self.schema!r} is not {SCHEMA}; use the same reft-edge on both sides")
         if len(self.parameters) + len(self.buffers) > MAX_TENSORS:
             raise ValueError(f"more than {MAX_TENSORS} tensors")
+        if sum(spec.n_elements for spec in self.tensors) > MAX_TENSOR_ELEMENTS:
+            raise ValueError(f"the model has more than {MAX_TENSOR_ELEMENTS} elements")
         names = [spec.name for spec in (*self.parameters, *self.buffers)]
         if len(set(names)) != len(names):
             raise ValueError("a tensor name occurs twice")
@@ -192,10 +202,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise BundleError(f"manifest has {len(data)} bytes; at most {MAX_MANIFEST_BYTES} are accepted")
         try:
             return msgspec.json.decode(data, type=cls)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
             raise BundleError(f"manifest is not valid: {exc}") from exc
 
 
+def is_possible_shape(shape: tuple[int, ...]) -> bool:
+    """Whether a tensor may have this shape. Each size counts, because 0 hides all others in their product."""
+    fits = len(shape) <= MAX_AXES and all(0 <= size <= MAX_TENSOR_ELEMENTS for size in shape)
+    return fits and prod(shape) <= MAX_TENSOR_ELEMENTS
+
+
 def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
+    if not (low <= value <= high and isfinite(value)):
         raise ValueError(f"{name} = {value!r} is outside {low} to {high}")

@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 
 from reft_edge.bundle.container import container_limit, pack_tensors, unpack_tensors
-from reft_edge.bundle.manifest import MAX_TENSOR_ELEMENTS
+from reft_edge.bundle.manifest import is_possible_shape
 from reft_edge.errors import BundleError, ModelError
 
 if TYPE_CHECKING:
@@ -324,7 +324,7 @@ def _strictly_increasing(axes: tuple[IntArray, ...] | None) -> bool:
 
 def _read_selection(name: str, shape: Shape, tensors: dict[str, Array]) -> _Selection:
     """Take the selection of `name` out of `tensors`; raises `BundleError`."""
-    if any(size < 0 for size in shape) or prod(shape) > MAX_TENSOR_ELEMENTS:
+    if not is_possible_shape(shape) or sum(shape) > MAX_MAP_BYTES // 8:
         raise BundleError(f"channel map: {name!r} has an impossible global shape {shape!r}")
     if f"{name}|flat" in tensors:
         try:

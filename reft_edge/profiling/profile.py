@@ -28,6 +28,10 @@ RUNTIME_BASE_BYTES = 64 * 2**20
 """Resident memory of a worker before it holds any tensor: Python, numpy and onnxruntime (x86-64, onnxruntime 1.31)."""
 
 
+SMALLEST_VALUE, LARGEST_VALUE = 1e-9, 1e21
+"""Bounds of a quantity that is not 0. No device has more of anything; beyond them plans would overflow or divide by 0."""
+
+
 class Quantity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One number in SI base units, and where it comes from."""
 
@@ -37,8 +41,8 @@ class Quantity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     source: str = ""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.value < float("inf"):
-            raise ValueError(f"{self.value!r} is not a finite number of at least 0")
+        if not (self.value == 0 or SMALLEST_VALUE <= self.value <= LARGEST_VALUE):
+            raise ValueError(f"{self.value!r} is neither 0 nor between {SMALLEST_VALUE} and {LARGEST_VALUE}")
 
 
 class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):

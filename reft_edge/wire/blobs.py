@@ -132,7 +132,7 @@ class BlobStore:
             with self.path(sha256).open("rb") as file:
                 file.seek(index * BLOCK_BYTES)
                 return file.read(BLOCK_BYTES) or None
-        except (OSError, OverflowError):
+        except (OSError, OverflowError, ValueError):  # the latter two: beyond any file
             return None
 
     def check_size(self, ref: BlobRef) -> None:

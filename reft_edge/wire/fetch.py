@@ -10,7 +10,6 @@ No clock and no threads: `now` is an argument, in seconds of any monotonic clock
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -249,7 +248,7 @@ class Fetch:
         n_hashes = min(HASHES_PER_PART, n_blocks - offer.part * HASHES_PER_PART)
         try:
             hashes = base64.b64decode(offer.block_hashes, validate=True)
-        except binascii.Error as exc:
+        except ValueError as exc:  # binascii.Error, and text beyond ASCII
             raise RemoteProtocolError(f"offer of {offer.sha256[:12]}… is not base64: {exc}") from exc
         fits = (
             offer.sha256 == self.ref.sha256

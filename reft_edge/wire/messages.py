@@ -12,7 +12,7 @@ from typing import Annotated, Literal, TypeAlias, TypeVar
 import msgspec
 from msgspec import Meta
 
-from reft_edge.bundle.manifest import BlobRef
+from reft_edge.bundle.manifest import MAX_AXES, BlobRef, Count
 from reft_edge.errors import RemoteProtocolError
 from reft_edge.profiling.profile import DeviceProfile
 
@@ -28,8 +28,9 @@ Digest: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 TransferName: TypeAlias = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")]
 """Names a transfer in block headers and topics: the first 16 digits of the blob's SHA-256."""
 Text: TypeAlias = Annotated[str, Meta(max_length=2000)]
-Count: TypeAlias = Annotated[int, Meta(ge=0, le=2**53)]
-Seconds: TypeAlias = Annotated[float, Meta(ge=0)]
+Seconds: TypeAlias = Annotated[float, Meta(ge=0, le=1e12)]
+"""A duration, or Unix time: until the year 33658. Beyond it sums of them lose their meaning."""
+Shape: TypeAlias = Annotated[tuple[Count, ...], Meta(max_length=MAX_AXES)]
 
 WeightsCodec: TypeAlias = Literal["float32", "float16", "int8"]
 """How tensors are represented in a weights or update blob; `wire.codecs` implements them."""
@@ -41,7 +42,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
     online: bool
     version: Text = ""
     state: Literal["idle", "fetching", "training", "uploading", "offline"] = "offline"
-    task: str | None = None
+    task: Name | None = None
     schema: int = SCHEMA
 
 
@@ -51,7 +52,7 @@ class ProfileAnnouncement(msgspec.Struct, frozen=True, kw_only=True, tag="profil
     profile: DeviceProfile
     training_samples: Count
     holdout_samples: Count = 0
-    input_shape: tuple[int, ...] = ()
+    input_shape: Shape = ()
     n_classes: Count | None = None
     """Number of classes the device's data knows; None for regression."""
     schema: int = SCHEMA
