@@ -1,7 +1,12 @@
-"""A certificate authority for tests, which also issues what no real one should."""
+"""A certificate authority for tests, which also issues what no real one should; and a broker that asks for its work."""
 
 from __future__ import annotations
 
+import getpass
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +22,17 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 PrivateKey: TypeAlias = Ed25519PrivateKey | ec.EllipticCurvePrivateKey
 
 DAY = timedelta(days=1)
+
+_BROKER = """\
+user {user}
+listener {port} 127.0.0.1
+allow_anonymous true
+cafile {directory}/ca.crt
+certfile {directory}/{server}.crt
+keyfile {directory}/{server}.key
+crlfile {directory}/{revoked}
+require_certificate true
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +180,36 @@ class Authority:
         for extension, critical in extensions:
             builder = builder.add_extension(extension, critical)
         return builder.sign(self._key, hashes.SHA256())
+
+
+@contextmanager
+def tls_broker(program: str, directory: Path, *, server: str = "server", revoked: str = "ca.crl") -> Iterator[int]:
+    """A Mosquitto that takes no client without a certificate; yields its port. An authority's files in `directory`:
+
+    `ca.crt`, the broker's `<server>.crt` with its key, and the revocation list `revoked`.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    configuration = directory / f"{port}.conf"
+    configuration.write_text(
+        _BROKER.format(user=getpass.getuser(), port=port, directory=directory, server=server, revoked=revoked)
+    )
+    with subprocess.Popen([program, "-c", str(configuration)], stderr=subprocess.DEVNULL) as broker:
+        try:
+            _wait_until_listening(port, broker)
+            yield port
+        finally:
+            broker.terminate()
+
+
+def _wait_until_listening(port: int, broker: subprocess.Popen[bytes]) -> None:
+    while broker.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=20.0).close()
+        except ConnectionRefusedError:
+            continue
+        return
+    raise RuntimeError("mosquitto does not start")
 
 
 def private_pem(key: PrivateKey) -> bytes:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import queue
 import socket
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,31 +19,11 @@ from reft_edge.errors import BrokerError
 from reft_edge.simulation.brokers import RunningBroker
 from reft_edge.wire.connection_errors import BrokerConnectionError
 from reft_edge.wire.mqtt import BrokerSettings, Connected, Event, MqttLink, Received
-from tests.certificates import DAY, Authority
+from tests.certificates import DAY, Authority, tls_broker
 
 pytestmark = pytest.mark.mosquitto
 
 WAIT_S = 20.0
-CONFIGURATION = """\
-user {user}
-listener {port} 127.0.0.1
-allow_anonymous true
-cafile {directory}/ca.crt
-certfile {directory}/{server}.crt
-keyfile {directory}/{server}.key
-crlfile {directory}/{list}
-require_certificate true
-"""
-
-
-def wait_until_listening(port: int, broker: subprocess.Popen[bytes]) -> None:
-    while broker.poll() is None:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=WAIT_S).close()
-        except ConnectionRefusedError:
-            continue
-        return
-    pytest.fail("mosquitto does not start")
 
 
 @pytest.fixture(scope="module")
@@ -68,32 +47,23 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def start(directory: Path, mosquitto_program: str) -> Iterator[Callable[..., BrokerSettings]]:
     """Starts a broker that demands certificates (one of each kind); returns a device's settings for it."""
-    running: dict[tuple[str, str], tuple[subprocess.Popen[bytes], int]] = {}
+    ports: dict[tuple[str, str], int] = {}
+    with ExitStack() as brokers:
 
-    def start(server: str = "server", revoked: str = "ca.crl") -> BrokerSettings:
-        if (server, revoked) not in running:
-            with socket.create_server(("127.0.0.1", 0)) as listener:
-                port = listener.getsockname()[1]
-            text = CONFIGURATION.format(
-                user=getpass.getuser(), port=port, directory=directory, server=server, list=revoked
-            )
-            (directory / f"{port}.conf").write_text(text)
-            command = [mosquitto_program, "-c", str(directory / f"{port}.conf")]
-            broker = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-            running[server, revoked] = broker, port
-            wait_until_listening(port, broker)
-        return BrokerSettings(
-            port=running[server, revoked][1],
-            ca_file="ca.crt",
-            certificate_file="device.crt",
-            key_file="device.key",
-            connect_timeout_s=2.0,
-        ).resolved_in(directory)
+        def start(server: str = "server", revoked: str = "ca.crl") -> BrokerSettings:
+            kind = (server, revoked)
+            if kind not in ports:
+                broker = tls_broker(mosquitto_program, directory, server=server, revoked=revoked)
+                ports[kind] = brokers.enter_context(broker)
+            return BrokerSettings(
+                port=ports[kind],
+                ca_file="ca.crt",
+                certificate_file="device.crt",
+                key_file="device.key",
+                connect_timeout_s=2.0,
+            ).resolved_in(directory)
 
-    yield start
-    for broker, _ in running.values():
-        broker.terminate()
-        broker.wait()
+        yield start
 
 
 @pytest.fixture(scope="module")
