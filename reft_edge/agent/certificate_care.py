@@ -1,8 +1,8 @@
 """Care for the device's certificate beside the main loop: take in a renewed one, explain refusals, warn before its end.
 
 All of it runs a child process for a second or so (the library for certificates stays out of this one), so it is done
-in a thread of its own, one thing at a time, with a pause between: a broker that was taken over may send what it likes,
-and must not keep the device busy with it.
+in a thread of its own, one thing at a time, with a pause after what was refused: a broker that was taken over may send
+what it likes, and must not keep the device busy with it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 from reft_edge.agent.credentials import Credentials
 from reft_edge.errors import ReftError
 
-PAUSE_S = 20.0
-"""Between two child processes."""
+PAUSE_S = 30.0
+"""After a certificate that was refused, before anything else is looked at."""
 
 EXPLAIN_AGAIN_S = 600.0
 """While the broker's own words stay the same, our certificate is looked at again after this long: it may have expired
@@ -101,8 +101,6 @@ class CertificateCare:
         while (wish := self._next_wish()) is not None:
             step, arguments = wish
             step(*arguments)
-            with self._changed:
-                self._changed.wait_for(lambda: self._stopping, self._pause_s)
 
     def _next_wish(self) -> tuple[Callable[..., None], tuple[Any, ...]] | None:
         """None ends the thread."""
@@ -118,6 +116,8 @@ class CertificateCare:
             line = self._credentials.accept_renewal(pem)
         except ReftError as exc:
             logger.warning("a certificate that came over the network is not used: %s", exc)
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping, self._pause_s)
             return
         if line:
             logger.info("%s", line)

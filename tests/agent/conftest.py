@@ -113,14 +113,20 @@ def make_agent(tmp_path: Path) -> Iterator[Callable[..., AgentProcess]]:
     made: list[AgentProcess] = []
 
     def make(
-        broker: BrokerSettings, federation: str, *, data: str = 'path = "data.npz"', limits: str = ""
+        broker: BrokerSettings,
+        federation: str,
+        *,
+        data: str = 'path = "data.npz"',
+        limits: str = "",
+        trust: str = "",
+        broker_files: str = "",
     ) -> AgentProcess:
         agent = AgentProcess(tmp_path)
         agent.settings.write_text(
             f'device = "{federation}-dev"\nfederation = "{federation}"\n'
             f'[broker]\nhost = "{broker.host}"\nport = {broker.port}\nmqtt_version = "{broker.mqtt_version}"\n'
-            f"connect_timeout_s = {broker.connect_timeout_s}\n[data]\n{data}\n"
-            f'[limits]\nthreads = 1\n{limits}\n[profile]\npath = "{PROFILE}"\n'
+            f"connect_timeout_s = {broker.connect_timeout_s}\n{broker_files}[data]\n{data}\n"
+            f'[limits]\nthreads = 1\n{limits}\n[profile]\npath = "{PROFILE}"\n{trust}'
         )
         made.append(agent)
         return agent

@@ -12,7 +12,6 @@ import numpy as np
 
 from reft_edge.bundle.bundle import Bundle
 from reft_edge.bundle.manifest import BlobRef
-from reft_edge.simulation.brokers import RunningBroker
 from reft_edge.wire.blobs import BlobStore
 from reft_edge.wire.codecs import decode_tensors, encode_tensors
 from reft_edge.wire.messages import (
@@ -29,8 +28,9 @@ from reft_edge.wire.messages import (
     decode_status,
     encode,
 )
-from reft_edge.wire.mqtt import Connected, Disconnected, MqttLink, Received
-from reft_edge.wire.topics import device_topic, parse_device_topic
+from reft_edge.wire.mqtt import BrokerSettings, Connected, Disconnected, MqttLink, Received
+from reft_edge.wire.signing import SigningKey, VerifyKey, seal, unseal, verify
+from reft_edge.wire.topics import DeviceTopic, device_topic, parse_device_topic
 from reft_edge.wire.transfer import Courier, Fetched, Lost
 
 TIMEOUT_S = 60.0
@@ -38,17 +38,40 @@ TIMEOUT_S = 60.0
 Said = TypeVar("Said")
 
 
-class CoordinatorSide:
-    """Gives one device tasks and hears what it says. `heard` holds everything, in order."""
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(what)
+        time.sleep(0.01)
 
-    def __init__(self, broker: RunningBroker, federation: str, device: str, directory: Path) -> None:
+
+class CoordinatorSide:
+    """Gives one device tasks and hears what it says. `heard` holds everything, in order.
+
+    With a `key` it signs, and takes only what the device has signed with `device_key`.
+    """
+
+    def __init__(
+        self,
+        broker: BrokerSettings,
+        federation: str,
+        device: str,
+        directory: Path,
+        *,
+        key: SigningKey | None = None,
+        device_key: VerifyKey | None = None,
+    ) -> None:
         self.store = BlobStore(directory / "coordinator")
         self.heard: list[Status | ProfileAnnouncement | Report] = []
         self.fetched: set[str] = set()
+        self.certificates: list[str] = []
+        """Those that came with profiles."""
+        self._key, self._device_key = key, device_key
         self._federation, self._device = federation, device
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.link = MqttLink(
-            broker.settings,
+            broker,
             client_id=f"coordinator-{federation}",
             events=self._events,
             subscriptions=[(self._topic(t), 0 if t == "up" else 1) for t in ("status", "profile", "report", "up")],
@@ -57,7 +80,11 @@ class CoordinatorSide:
         self.link.start(wait_s=TIMEOUT_S)
 
     def give(self, task: Task | Close) -> None:
-        self.link.publish(self._topic("task"), encode(task), retain=True)
+        self.publish(seal(self._topic("task"), encode(task), self._key))
+
+    def publish(self, payload: bytes, kind: DeviceTopic = "task", *, retain: bool = True) -> None:
+        """Anything at all. Of retained messages that wait to be sent, the last replaces the others."""
+        self.link.publish(self._topic(kind), payload, retain=retain)
 
     def publish_task(
         self, bundle: Bundle, name: str, plan: TrainingPlan, *, round_: int = 0, classes: tuple[str, ...] = ()
@@ -130,7 +157,12 @@ class CoordinatorSide:
         decode: Callable[[bytes], Any] = {"status": decode_status, "profile": decode_profile, "report": decode_report}[
             kind
         ]
-        self.heard.append(decode(message.payload))
+        sealed = unseal(message.topic, message.payload)
+        if self._device_key is not None and kind != "status":
+            verify(message.topic, sealed, self._device_key)
+        if kind == "profile":
+            self.certificates.append(sealed.certificate)
+        self.heard.append(decode(sealed.message))
         return []
 
     def _note(self, event: Any) -> None:

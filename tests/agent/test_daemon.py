@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from reft_edge.wire.messages import (
     TrainingPlan,
 )
 from tests.agent.conftest import AgentProcess
-from tests.agent.coordinator_side import TIMEOUT_S, CoordinatorSide
+from tests.agent.coordinator_side import TIMEOUT_S, CoordinatorSide, wait_until
 
 PLAN = TrainingPlan(local_epochs=2, batch_size=16, learning_rate=0.1, seed=11)
 
@@ -41,21 +40,13 @@ def slow(bundle: Bundle, seconds_per_step: float) -> str:
     return f"training_flops_per_s = {bundle.manifest.cost.step_flops(16) / seconds_per_step}"
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(what)
-        time.sleep(0.01)
-
-
 class Pair:
     """An agent and a coordinator's side on one broker."""
 
     def __init__(
         self, broker: RunningBroker, federation: str, directory: Path, make_agent: Callable[..., AgentProcess]
     ) -> None:
-        self.coordinator = CoordinatorSide(broker, federation, f"{federation}-dev", directory)
+        self.coordinator = CoordinatorSide(broker.settings, federation, f"{federation}-dev", directory)
         self._make = lambda **options: make_agent(broker.settings, federation, **options)
 
     def start(self, **options: str) -> AgentProcess:
