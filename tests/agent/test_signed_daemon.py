@@ -223,7 +223,7 @@ def test_a_renewed_certificate_is_announced_and_a_refusal_explained(
     )
     agent.start()
     coordinator.wait_for(ProfileAnnouncement)
-    wait_until(lambda: warnings_of(agent, "our certificate") == 1, "a warning that it ends within a month")
+    wait_until(lambda: warnings_of(agent, " ends on ") == 1, "a warning that it ends within a month")
 
     renewed = site.authority.issue(name, key=device.key, ends=2 * DAY, file_name="renewed")
     heard = len(coordinator.heard)
