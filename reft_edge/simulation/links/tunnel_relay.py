@@ -20,6 +20,8 @@ import struct
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -36,6 +38,8 @@ _TUNSETIFF = 0x400454CA
 _IFF_TUN = 0x0001
 _IFF_NO_PI = 0x1000
 _DEVICE = "reft0"
+_CONGESTION_CONTROL = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+"""Of the namespace that the reader or writer is in."""
 
 
 class TunnelShape(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +52,8 @@ class TunnelShape(msgspec.Struct, frozen=True, kw_only=True):
     duplicate: float = 0.0
     reorder: float = 0.0
     """Such a packet takes up to twice the delay, and others pass it."""
+    congestion_control: Literal["cubic", "bbr", "reno"] | None = None
+    """TCP's, at both ends; None: what this system uses."""
     seed: int = 0
 
 
@@ -121,6 +127,8 @@ def main() -> None:
     devices, namespaces = [], []
     for own, other in (ADDRESSES, ADDRESSES[::-1]):
         _enter_new_namespace()
+        if shape.congestion_control is not None:
+            _set_congestion_control(shape.congestion_control)
         devices.append(_open_device(own, other))
         namespaces.append(os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
     _answer(Ready(namespaces=(namespaces[0], namespaces[1])))
@@ -164,6 +172,13 @@ def _enter_new_namespace() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNET) != 0:
         raise ResourceError(f"no new network namespace: {os.strerror(ctypes.get_errno())}")
+
+
+def _set_congestion_control(name: str) -> None:
+    try:
+        _CONGESTION_CONTROL.write_text(name)
+    except OSError as exc:
+        raise ResourceError(f"{name}: {exc.strerror}; see net.ipv4.tcp_allowed_congestion_control") from exc
 
 
 def _open_device(own: str, other: str) -> int:
