@@ -53,6 +53,8 @@ _BROADCAST_STEP = 8
 _SEED_POLL_S = 0.02
 """While seeding: how often to see whether the send queue has room."""
 
+_SAID_POLL_S = 0.02
+
 _log = logging.getLogger(__name__)
 
 
@@ -152,6 +154,17 @@ class Network:
         """Connect. Raises `BrokerError` when the broker does not accept us within `wait_s`."""
         self._link.start(wait_s=wait_s)
         self._thread.start()
+
+    def wait_until_said(self, timeout_s: float) -> bool:
+        """Wait until the broker has acknowledged all that was ordered, for at most `timeout_s`; whether it has."""
+        end = time.monotonic() + timeout_s
+        carried_out = threading.Event()
+        self._order(lambda _: carried_out.set())
+        while not (carried_out.is_set() and self._broadcaster.idle and self._link.all_said):
+            if time.monotonic() >= end or not self._thread.is_alive():
+                return False
+            time.sleep(_SAID_POLL_S)
+        return True
 
     def stop(self, *, flush_s: float = 5.0) -> None:
         """Send what waits, for at most `flush_s`, and end. Idempotent."""
@@ -255,6 +268,7 @@ class Network:
                     _log.warning("%s: dropped: %s", event.topic[:200], exc)
             case mqtt.Connected(session_present=present):
                 self.inbox.put(LinkUp(session_present=present))
+                self._broadcaster.clear_again()
                 self._set_all_connected(now)
             case mqtt.Disconnected(reason=reason):
                 self.inbox.put(LinkDown(reason=reason))

@@ -40,6 +40,10 @@ from reft_edge.wire.blobs import BlobStore
 CONNECT_TIMEOUT_S = 10.0
 """A broker that was started together with us is there by then; a wrong address should not take longer to be told."""
 
+FAREWELL_S = 60.0
+"""For a broker that is away at the end of a run to come back: reconnecting takes up to 30 s. What devices keep of a run
+they forget when they hear that it is over."""
+
 BLOBS = "blobs"
 """Folder in the output directory. Beside it lie the store and a folder for each run."""
 
@@ -192,6 +196,11 @@ class Coordinator:
         session.play_rounds()
         session.close_devices(parts.run)
         self._export(parts)
+        session.close_devices(parts.run)  # again: the broker may have been killed meanwhile, and have forgotten it
+        if not parts.network.wait_until_said(FAREWELL_S):
+            _log.warning("the broker is away; devices will not hear that the run is over until the next one begins")
+        # A process that was killed as the last round closed has left that round's updates.
+        parts.blobs.sweep(parts.catalogue.blobs | {parts.store.weights(parts.run).sha256})
         parts.store.set_run_state(parts.run, "finished", ended_at=self._clock())
 
     def _export(self, parts: RunParts) -> None:

@@ -24,6 +24,9 @@ from reft_edge.wire.messages import encode
 MAX_BROADCAST_BYTES = 32 * 2**20
 """32 MiB: 512 blocks, so that the offer is one message."""
 
+MAX_REMEMBERED = 32
+"""Cleared blobs that are cleared again: a broker writes to its disk every half minute or so, a round clears a few."""
+
 OFFER = "offer"
 """Stands in place of a block's index in the topic of the offer."""
 
@@ -84,6 +87,8 @@ class Broadcaster:
         self._publish = publish
         self._held: dict[str, int] = {}
         """SHA-256 -> number of blocks, of every blob that the broker should hold."""
+        self._cleared: dict[str, int] = {}
+        """The same of blobs that it should hold no more, the latest last."""
         self._waiting: deque[tuple[str, str, int]] = deque()
         """(SHA-256, "offer" | "block" | "clear", index) still to be published."""
 
@@ -102,6 +107,7 @@ class Broadcaster:
             raise LocalProtocolError(f"{ref.size_bytes} bytes are too many to broadcast; check may_broadcast first")
         if ref.sha256 not in self._held:
             self._held[ref.sha256] = self._store.outline(ref.sha256).n_blocks
+            self._cleared.pop(ref.sha256, None)
             self._enqueue(ref.sha256)
 
     def clear(self, sha256: str, n_blocks: int | None = None) -> None:
@@ -109,9 +115,16 @@ class Broadcaster:
         count = self._held.pop(sha256, n_blocks)
         if count is None:
             return
-        self._waiting = deque(item for item in self._waiting if item[0] != sha256)
-        self._waiting.append((sha256, "clear offer", 0))
-        self._waiting.extend((sha256, "clear", index) for index in range(count))
+        self._cleared.pop(sha256, None)
+        self._cleared[sha256] = count
+        if len(self._cleared) > MAX_REMEMBERED:
+            del self._cleared[next(iter(self._cleared))]
+        self._enqueue_clearing(sha256, count)
+
+    def clear_again(self) -> None:
+        """The broker may have been killed and come back with what it had long ago: clear what was cleared since."""
+        for sha256, count in self._cleared.items():
+            self._enqueue_clearing(sha256, count)
 
     def seed_again(self) -> None:
         """The broker lost its memory, or may have: publish everything it should hold."""
@@ -135,6 +148,11 @@ class Broadcaster:
     def _enqueue(self, sha256: str) -> None:
         self._waiting.append((sha256, "offer", 0))
         self._waiting.extend((sha256, "block", index) for index in range(self._held[sha256]))
+
+    def _enqueue_clearing(self, sha256: str, count: int) -> None:
+        self._waiting = deque(item for item in self._waiting if item[0] != sha256)
+        self._waiting.append((sha256, "clear offer", 0))
+        self._waiting.extend((sha256, "clear", index) for index in range(count))
 
     def _payload(self, sha256: str, kind: str, index: int) -> bytes | None:
         """What to publish; empty clears a retained message; None when the blob has gone from the store."""

@@ -104,6 +104,7 @@ class MqttLink:
         self._flush_until = 0.0
         self._wake_sockets: tuple[socket.socket, socket.socket] | None = None
         self._up = False
+        self._all_said = False
         self._outcome = threading.Condition()
         self._failure: BrokerConnectionError | None = None
         self._someone_waits = False
@@ -119,6 +120,12 @@ class MqttLink:
     def turned_away(self) -> bool:
         """Whether the last attempt to connect came as far as the broker, which did not let us in."""
         return self._failure is not None and self._failure.turned_away
+
+    @property
+    def all_said(self) -> bool:
+        """Whether we are connected and the broker has acknowledged everything that it should."""
+        with self._lock:
+            return self._up and self._all_said
 
     @property
     def queued_bytes(self) -> int:
@@ -181,6 +188,7 @@ class MqttLink:
         message = Outgoing(topic=topic, payload=payload, qos=qos, retain=retain, expires_at=expires_at)
         with self._lock:
             taken = not self._stopping and (qos > 0 or self._up) and self._outbox.put(message)
+            self._all_said = self._all_said and not taken
         if taken:
             self._wake()
         return taken
@@ -297,6 +305,8 @@ class MqttLink:
         self._report_connected(connection)
         while True:
             self._send_waiting(connection)
+            with self._lock:
+                self._all_said = _is_idle(self._outbox, connection)
             if self._stopping and self._is_flushed(connection):
                 return
             self._poll(connection, timeout_s=0.2 if self._stopping else self._settings.keepalive_s / 4)
@@ -321,8 +331,7 @@ class MqttLink:
             connection.step(readable=False, writable=True)
 
     def _is_flushed(self, connection: PahoConnection) -> bool:
-        done = len(self._outbox) == 0 and connection.n_unacknowledged == 0 and not connection.wants_write
-        return done or time.monotonic() >= self._flush_until
+        return _is_idle(self._outbox, connection) or time.monotonic() >= self._flush_until
 
     def _poll(self, connection: PahoConnection, *, timeout_s: float) -> None:
         """Wait for the socket or a wake-up, then read and write what is possible. Raises `BrokerConnectionError`."""
@@ -370,7 +379,7 @@ class MqttLink:
         if connection is None:
             return
         with self._lock:
-            self._up = False
+            self._up = self._all_said = False
             self._outbox.drop_qos0()
             self._outbox.restore(connection.unacknowledged())
         connection.close(graceful=self._stopping)
@@ -414,6 +423,11 @@ class MqttLink:
 
     def _on_refused(self, reason: str) -> None:
         self._events.put(Rejected(reason=reason))
+
+
+def _is_idle(outbox: Outbox, connection: PahoConnection) -> bool:
+    """Whether nothing waits, and nothing that was sent waits for its acknowledgement."""
+    return len(outbox) == 0 and connection.n_unacknowledged == 0 and not connection.wants_write
 
 
 def _no_answer(settings: BrokerSettings, seconds: float) -> str:

@@ -391,3 +391,22 @@ def test_missing_credential_files_are_named_before_connecting(tmp_path: Path) ->
 def test_a_taken_port_is_one_clear_line(broker: RunningBroker, tmp_path: Path) -> None:
     with pytest.raises(BrokerError, match="cannot listen"):
         start_broker(broker.kind, directory=tmp_path, port=broker.port)
+
+
+def test_all_is_said_when_the_broker_has_acknowledged_it(own_broker: RunningBroker) -> None:
+    with link(own_broker, "speaker") as (speaker, events):
+        speaker.publish("x", b"1")
+        wait_until_said(speaker)
+        own_broker.kill()
+        next_of(events, Disconnected)
+        speaker.publish("x", b"2")
+        assert not speaker.all_said
+        own_broker.start()
+        wait_until_said(speaker)
+
+
+def wait_until_said(speaker: MqttLink) -> None:
+    end = time.monotonic() + WAIT_S
+    while not speaker.all_said:
+        assert time.monotonic() < end
+        time.sleep(0.01)

@@ -368,6 +368,24 @@ def test_a_broadcast_that_the_broker_has_lost_is_pulled_from_the_peer(stores: tu
     assert 8 <= network.couriers["coordinator"].counters.blocks_sent <= 16
 
 
+def test_a_broker_that_comes_back_with_what_was_cleared_is_cleared_again(stores: tuple[BlobStore, BlobStore]) -> None:
+    old, current = stores[0].put(blob(200_000, seed=1)), stores[0].put(blob(200_000, seed=2))
+    network = Network(13)
+    broadcaster = Broadcaster(stores[0], network.publish_retained)
+    broadcaster.seed(old)
+    broadcaster.seed(current)
+    broadcaster.step(1000)
+    long_ago = dict(network.retained)
+    broadcaster.clear(old.sha256)
+    broadcaster.clear(current.sha256)
+    broadcaster.seed(current)
+    broadcaster.step(1000)
+    network.retained |= long_ago
+    broadcaster.clear_again()
+    broadcaster.step(1000)
+    assert {transfer for transfer, _ in network.retained} == {transfer_name(current.sha256)}
+
+
 def test_outlines_of_large_blobs_travel_in_parts_and_are_put_together_in_any_order(
     stores: tuple[BlobStore, BlobStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
