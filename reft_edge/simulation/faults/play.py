@@ -31,6 +31,9 @@ from reft_edge.wire.topics import PREFIX
 TIMEOUT_S = 140.0
 """A quiet run takes about 15 s; the slowest that is right waits for a few pauses and for reconnect delays of 30 s."""
 
+POOR_LINK_TIMEOUT_S = 300.0
+"""With 5% loss and 200 ms, TCP carries some 40 KB/s, and a round has about 600."""
+
 _FAREWELL_S = 45.0
 """For the last agent to hear that the run is over: it may be waiting to connect again."""
 
@@ -115,7 +118,9 @@ class _Play:
     def _until_finished(self, cast: Cast, injector: Injector) -> None:
         """Until the coordinator has ended by itself; complains when it failed or takes too long."""
         progress = Progress(self._directory, self._options.devices)
-        end = time.monotonic() + TIMEOUT_S
+        poor = any(fault.kind == "poor-link" for fault in self._script.faults)
+        timeout_s = POOR_LINK_TIMEOUT_S if poor else TIMEOUT_S
+        end = time.monotonic() + timeout_s
         while time.monotonic() < end:
             now = time.monotonic()
             for sign in progress.look():
@@ -130,7 +135,7 @@ class _Play:
                 self.complaints += died
                 return
             time.sleep(_LOOK_S)
-        self.complaints.append(f"it has not finished after {TIMEOUT_S:g} s: {cast.coordinator.obituary()}")
+        self.complaints.append(f"it has not finished after {timeout_s:g} s: {cast.coordinator.obituary()}")
 
     def _say_farewell(self, cast: Cast) -> None:
         """Until every agent has heard that the run is over and has forgotten it."""

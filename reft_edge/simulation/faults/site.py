@@ -37,7 +37,7 @@ _SAMPLES = 72
 _EVERY_CLASS = 100.0
 """Concentration of the Dirichlet distribution; this large, all devices have like parts."""
 
-_DEADLINE_S = 150.0
+_DEADLINE_S = 400.0
 """Beyond a run's time limit: a round ends because everybody has answered, or the run fails."""
 
 
