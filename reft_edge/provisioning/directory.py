@@ -2,7 +2,6 @@
 
     provisioning.toml        settings, for a person to edit
     ledger.json              what was issued and revoked
-    lock                     held while a command changes something
     authority/               ca.pem, ca.key, and canary.pem: a certificate that every new revocation list names
     broker/                  what the broker needs: configuration, ACL, certificate and key, revocation list
     coordinator/             what the coordinator needs: certificate and key, revocation list, lines for federation.toml
@@ -62,7 +61,6 @@ class Paths:
         self.root = root
         self.settings = root / "provisioning.toml"
         self.ledger = root / "ledger.json"
-        self.lock = root / "lock"
         self.authority = root / "authority"
         self.authority_certificate = self.authority / "ca.pem"
         self.authority_key = self.authority / "ca.key"
@@ -193,7 +191,7 @@ class Provisioning:
 def opened(root: Path, *, now: datetime) -> Iterator[Provisioning]:
     """The directory `root` for a command that changes it: locked, and in order. Raises `ConfigError`."""
     paths = Provisioning.read(root).paths
-    with locked(paths.lock):
+    with locked(paths.root):
         provisioning = Provisioning.read(root)  # again: another command may have changed it before we had the lock
         provisioning.complete(now)
         yield provisioning

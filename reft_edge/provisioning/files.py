@@ -85,21 +85,20 @@ def remove_file(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file or folder `path`, waiting a little for another command. The kernel lets go when we die.
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock on `folder`, waiting a little for another command. The kernel lets go when we die.
 
     Raises `ConfigError` when another one keeps it.
     """
-    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
     try:
-        descriptor = os.open(path, flags | os.O_CLOEXEC, PRIVATE)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as exc:
-        raise ConfigError(f"{path} cannot be opened: {exc.strerror or exc}; run as the directory's owner") from exc
+        raise ConfigError(f"{folder} cannot be opened: {exc.strerror or exc}; run as its owner") from exc
     try:
         give_up_at = time.monotonic() + _LOCK_WAIT_S
         while not _take(descriptor):
             if time.monotonic() >= give_up_at:
-                raise ConfigError(f"another `reft-edge provision` works on {path.parent}; try again when it has ended")
+                raise ConfigError(f"another `reft-edge provision` works on {folder}; try again when it has ended")
             time.sleep(_LOCK_POLL_S)
         yield
     finally:
