@@ -12,7 +12,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -31,8 +31,17 @@ _END = b"-----END CERTIFICATE-----"
 _UNDERSTOOD = (x509.BasicConstraints, x509.KeyUsage, x509.ExtendedKeyUsage)
 """Extensions that may be marked critical: those that are checked here."""
 
-# What `cryptography` raises for bytes that are no certificate, or for an odd one.
-_PARSE_ERRORS = (ValueError, TypeError, x509.InvalidVersion, x509.DuplicateExtension, UnsupportedAlgorithm)
+# What `cryptography` raises for bytes that are no certificate or key, or for odd ones. It warns of some, and tests turn
+# warnings into errors.
+_PARSE_ERRORS = (
+    ValueError,
+    TypeError,
+    Warning,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    InternalError,
+    UnsupportedAlgorithm,
+)
 
 
 def device_key(certificate_pem: str, *, ca_pem: bytes, crl_pem: bytes | None, device: str, now: datetime) -> bytes:
