@@ -23,6 +23,9 @@ A settings file:
   public = { path = "public", labelled = false }
   test = { path = "test" }
 
+  [rejection]                       # updates of no use are kept in the folder "rejected" of the output directory
+  quarantine_after = 3              # so many in a row, and a device gets no more tasks; see reft-edge quarantine
+
 examples:
   reft-edge coordinator federation.toml --check                       model, data, every variant: all right?
   reft-edge coordinator federation.toml --check --profile pi.toml     and what would this board train?

@@ -40,6 +40,7 @@ COMMANDS = {
         "reft_edge.cli.coordinator", "run the coordinator: plan, send, merge, distil", "coordinator"
     ),
     "provision": Command("reft_edge.cli.provision", "give out certificates, renew and revoke them", "agent"),
+    "quarantine": Command("reft_edge.cli.quarantine", "devices that get no tasks: list, lift or add", "coordinator"),
     "broker": Command("reft_edge.cli.broker", "run a broker on this machine, for trying out", "demo"),
 }
 """Summaries stand here so that `--help` imports nothing."""

@@ -25,7 +25,7 @@ def test_an_unknown_option_is_one_line(command: str, capsys: pytest.CaptureFixtu
     assert line.endswith(f"see reft-edge {command} --help")
 
 
-@pytest.mark.parametrize("command", ["agent", "coordinator"])
+@pytest.mark.parametrize("command", ["agent", "coordinator", "quarantine"])
 def test_settings_that_are_no_settings_are_one_line(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

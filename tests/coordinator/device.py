@@ -10,21 +10,47 @@ import threading
 import time
 from typing import Literal
 
+import msgspec
 import numpy as np
 
 from reft_edge.agent.trainer import Trainer
+from reft_edge.bundle.container import pack_tensors, unpack_tensors
 from reft_edge.bundle.manifest import BlobRef, Manifest
+from reft_edge.coordinator.records import RoundKey
 from reft_edge.data.dataset import Dataset, batches
 from reft_edge.profiling.profile import DeviceProfile, Quantity
 from reft_edge.wire import messages, mqtt, topics
 from reft_edge.wire.blobs import BlobStore
 from reft_edge.wire.codecs import decode_tensors, encode_tensors
 from reft_edge.wire.endpoint import BrokerSettings
+from reft_edge.wire.signing import SigningKey, seal, unseal
 from reft_edge.wire.transfer import Courier, Delivered, Fetched
+from tests.certificates import Issued
 
-Behaviour = Literal["good", "refuses", "out_of_memory", "late", "garbage", "diverges", "again", "huge"]
+Behaviour = Literal[
+    "good",
+    "refuses",
+    "out_of_memory",
+    "late",
+    "garbage",
+    "diverges",
+    "again",
+    "huge",
+    "nan",
+    "shapes",
+    "lazy",
+    "loud",
+    "thief",
+    "flood",
+]
 """`late`: reports when its round is over. `again`: announces a second, different update for each task after the first.
-`out_of_memory`: fails unless pruned. `huge`: announces an update of a gigabyte."""
+`out_of_memory`: fails unless pruned. `huge`: announces an update of a gigabyte. `nan`: writes values that are not
+finite. `shapes`: sends tensors of other shapes. `lazy`: sends zeros and says that its training took years. `loud`: its
+parameters change 40 times as much, and it claims a million times as many samples. `thief`: announces its update for
+another device's task too. `flood`: never ends announcing other useless updates."""
+
+LOUD = 40.0
+"""Times an honest change: within what the weights allow, and far beyond what the others send."""
 
 
 def profile(name: str, flops_per_s: float = 1e13, memory_bytes: float = 2**30) -> DeviceProfile:
@@ -56,14 +82,20 @@ class Device:
         directory,
         behaviour: Behaviour = "good",
         announced: DeviceProfile | None = None,
+        identity: Issued | None = None,
+        victim: str = "",
     ) -> None:
+        """`victim`: whose task a `thief` answers."""
         self.name = name
         self.tasks: list[messages.Task] = []
         self.closed = threading.Event()
         self._dataset = dataset
         self._federation = federation
         self._behaviour = behaviour
+        self._certificate = "" if identity is None else identity.certificate_pem.decode()
+        self._key = None if identity is None else SigningKey.from_pem(identity.key_pem)
         self._profile = announced or profile(name)
+        self._victim = victim
         self._blobs = BlobStore(directory / name)
         self._events: queue.SimpleQueue[mqtt.Event | None] = queue.SimpleQueue()
         offline = messages.encode(messages.Status(online=False))
@@ -88,6 +120,8 @@ class Device:
         self._last_report: messages.Report | None = None
         self._late_report: messages.Report | None = None
         self._said_again = False
+        self._n_sent = 0
+        self.n_floods = 20
         self._thread = threading.Thread(target=self._run, name=name)
 
     def __enter__(self) -> Device:
@@ -124,7 +158,7 @@ class Device:
             self._courier.set_connected(False, now)
         elif isinstance(event, mqtt.Received) and event.topic == self._topic("task"):
             if event.payload:
-                self._take(messages.decode_task(event.payload))
+                self._take(messages.decode_task(unseal(event.topic, event.payload).message))
             elif self._late_report is not None:
                 self._report(self._late_report)
         elif isinstance(event, mqtt.Received) and event.payload:
@@ -139,7 +173,9 @@ class Device:
             input_shape=self._dataset.sample_shape,
             n_classes=self._dataset.n_classes,
         )
-        self._link.publish(self._topic("profile"), messages.encode(announcement), retain=True)
+        topic = self._topic("profile")
+        sealed = seal(topic, messages.encode(announcement), self._key, certificate=self._certificate)
+        self._link.publish(topic, sealed, retain=True)
 
     def _take(self, task: messages.TaskMessage) -> None:
         if isinstance(task, messages.Close):
@@ -171,6 +207,10 @@ class Device:
             elif isinstance(event, Delivered) and self._behaviour == "again" and not self._said_again:
                 self._said_again = True
                 self._done(self.tasks[-1], self._update * np.float32(0.5))
+            elif isinstance(event, Delivered) and self._behaviour == "flood":
+                self._n_sent += 1
+                if self._n_sent <= self.n_floods:
+                    self._done(self.tasks[-1], self._update * np.float32(1 + self._n_sent))
 
     def _fetched(self, sha256: str) -> None:
         task = self.tasks[-1]
@@ -196,42 +236,70 @@ class Device:
                 self._losses.append(trainer.step(inputs, targets, task.plan.learning_rate))
         state = trainer.state()
         self._update = _Tensors({name: state[name] - weights[name] for name in weights})
-        if self._behaviour == "diverges":
-            self._update = self._update * np.float32(1e6)
+        if self._behaviour == "loud":
+            louder = {spec.name: self._update.values[spec.name] * np.float32(LOUD) for spec in manifest.parameters}
+            self._update = _Tensors(self._update.values | louder)
+        factors = {"diverges": 1e6, "flood": 1e6, "lazy": 0.0}
+        self._update = self._update * np.float32(factors.get(self._behaviour, 1.0))
+        if self._behaviour == "shapes":
+            self._update = _Tensors({name: np.pad(values, 1) for name, values in weights.items()})
         self._done(task, self._update)
 
     def _done(self, task: messages.Task, update: _Tensors) -> None:
-        data = encode_tensors(update.values, task.plan.update_codec)
+        data = self._encode(task, update)
         if self._behaviour == "garbage":
             data = data[:-7] + b"garbage"
         blob = self._blobs.put(data)
         if self._behaviour == "huge":
             blob = BlobRef(sha256=blob.sha256, size_bytes=10**9)
+        samples = len(self._dataset) * (10**6 if self._behaviour == "loud" else 1)
         done = messages.Done(
             task=task.task,
             round=task.round,
             update=messages.UpdateManifest(
                 blob=blob,
                 codec=task.plan.update_codec,
-                training_samples=len(self._dataset),
+                training_samples=samples,
                 loss_first=self._losses[0],
                 loss_last=self._losses[-1],
             ),
             measured=messages.Measured(
-                download_s=0.1, start_s=0.1, training_s=0.1, steps=len(self._losses), peak_memory_bytes=10**8
+                download_s=0.1,
+                start_s=0.1,
+                training_s=1e9 if self._behaviour == "lazy" else 0.1,
+                steps=len(self._losses),
+                peak_memory_bytes=10**8,
             ),
         )
+        if self._behaviour == "thief":
+            stolen = RoundKey(run=task.run, number=task.round).task(self._victim)
+            self._report(msgspec.structs.replace(done, task=stolen))
         if self._behaviour == "late":
             self._late_report = done
         else:
             self._report(done)
 
+    def _encode(self, task: messages.Task, update: _Tensors) -> bytes:
+        if self._behaviour != "nan":
+            return encode_tensors(update.values, task.plan.update_codec)
+        tensors = encoded_tensors(update.values, task.plan.update_codec)
+        name = next(name for name, values in tensors.items() if values.dtype == np.float32)
+        tensors[name] = np.full_like(tensors[name], np.nan)
+        return pack_tensors(tensors, {"codec": task.plan.update_codec})
+
     def _report(self, report: messages.Report) -> None:
         self._last_report = report
-        self._link.publish(self._topic("report"), messages.encode(report))
+        topic = self._topic("report")
+        self._link.publish(topic, seal(topic, messages.encode(report), self._key))
 
     def _topic(self, kind: topics.DeviceTopic) -> str:
         return topics.device_topic(self._federation, self.name, kind)
+
+
+def encoded_tensors(values, codec):
+    """What a container holds of an update, to be broken."""
+    data = encode_tensors(values, codec)
+    return unpack_tensors(data, max_bytes=2**30)[0]
 
 
 class _Tensors:

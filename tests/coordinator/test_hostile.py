@@ -1,0 +1,300 @@
+"""Devices that send useless, foreign and hostile updates over a real broker, and what a person can do about them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reft_edge.cli.main import main
+from reft_edge.coordinator import events
+from reft_edge.coordinator.collecting import MAX_ANNOUNCED
+from reft_edge.coordinator.preparation import prepare
+from reft_edge.coordinator.report.page import to_html
+from reft_edge.coordinator.report.record import gather
+from reft_edge.coordinator.rounds import Phase
+from reft_edge.coordinator.server import BLOBS, Coordinator
+from reft_edge.coordinator.settings import load_federation
+from reft_edge.coordinator.store import Store
+from reft_edge.data.dataset import Dataset
+from reft_edge.errors import FederationError
+from reft_edge.simulation.brokers import find_mosquitto
+from reft_edge.wire.endpoint import BrokerSettings
+from tests.coordinator.device import Device
+from tests.coordinator.test_server import blobs_of_points, of_kind
+
+SETTINGS = """
+federation = "{federation}"
+rounds = {rounds}
+deadline_s = 60
+quorum = 0.2
+min_devices = {n_devices}
+enrol_wait_s = {enrol_wait_s}
+settle_s = 0
+{extra}
+[broker]
+host = "{host}"
+port = {port}
+mqtt_version = "{mqtt_version}"
+[model]
+name = "mlp"
+input_shape = [6]
+n_outputs = 3
+[training]
+local_epochs = 2
+batch_size = 16
+learning_rate = 0.1
+[planning]
+ratios = [0.0]
+[data]
+public = {{ path = "public.npz", labelled = false }}
+test = {{ path = "test.npz" }}
+[distillation]
+epochs = 1
+"""
+
+pytestmark = pytest.mark.parametrize("own_broker", ["mosquitto" if find_mosquitto() else "embedded"], indirect=True)
+
+
+class Federation:
+    """A folder with federation.toml and its data, and devices by behaviour."""
+
+    def __init__(self, directory, broker, name, stack):
+        self.directory = directory
+        self.path = directory / "federation.toml"
+        self.output = directory / "federation"
+        version = "3.1.1" if broker.kind == "embedded" else "auto"
+        self.broker = BrokerSettings(host=broker.host, port=broker.port, mqtt_version=version)
+        self.name = name
+        self._stack = stack
+        for file, seed in (("public", 1), ("test", 2)):
+            inputs, targets = blobs_of_points(120, seed)
+            np.savez(directory / f"{file}.npz", inputs=inputs, targets=targets)
+
+    def write(self, n_devices, *, rounds, extra="", enrol_wait_s=30):
+        text = SETTINGS.format(
+            federation=self.name,
+            rounds=rounds,
+            n_devices=n_devices,
+            extra=extra,
+            enrol_wait_s=enrol_wait_s,
+            host=self.broker.host,
+            port=self.broker.port,
+            mqtt_version=self.broker.mqtt_version,
+        )
+        self.path.write_text(text)
+
+    def start(self, *devices, victim=""):
+        """Each is `behaviour` or `behaviour-2` and so on, which is the device's name, too."""
+        started = []
+        for index, name in enumerate(devices):
+            inputs, targets = blobs_of_points(60, 10 + index)
+            device = Device(
+                name,
+                Dataset(inputs=inputs, targets=targets),
+                broker=self.broker,
+                federation=self.name,
+                directory=self.directory / "devices",
+                behaviour=name.split("-")[0],
+                victim=victim,
+            )
+            started.append(self._stack.enter_context(device))
+        return started
+
+    def run(self, *, listener=None, new_run=False):
+        """The summary and all events."""
+        seen = []
+
+        def both(event):
+            seen.append(event)
+            if listener is not None:
+                listener(event)
+
+        summary = Coordinator(prepare(load_federation(self.path), self.directory), listener=both, new_run=new_run).run()
+        return summary, seen
+
+    def quarantine(self, *options):
+        """`reft-edge quarantine`; returns its exit code."""
+        return main(["quarantine", str(self.path), *options])
+
+    @contextlib.contextmanager
+    def store(self):
+        with contextlib.closing(Store(self.output, shared=True)) as store:
+            yield store
+
+
+@pytest.fixture
+def hostile(tmp_path, own_broker, federation):
+    with contextlib.ExitStack() as stack:
+        yield Federation(tmp_path, own_broker, federation, stack)
+
+
+GOOD = ("good-1", "good-2", "good-3", "good-4")
+USELESS = {
+    "garbage": "container|decompress|damaged|zstd|frame",
+    "nan": "not finite",
+    "shapes": "expected",
+    "lazy": "changes no parameter",
+    "diverges": "norm .* is above",
+    "huge": "1000000000 bytes",
+    "loud": "times as long as the median of 6 updates",
+}
+
+
+def test_useless_updates_are_kept_with_their_reasons_and_the_third_makes_the_quarantine(hostile, capsys):
+    bad = tuple(USELESS)
+    everybody = (*GOOD, *bad, "thief")
+    hostile.write(len(everybody), rounds=5)
+    hostile.start(*everybody, victim="good-1")
+    lifted = []
+
+    def lift_one(event):
+        """A person lifts a device while the coordinator is at work."""
+        if isinstance(event, events.Planned) and event.round == 4:
+            assert hostile.quarantine("--lift", "nan") == 0
+            lifted.append(event.round)
+
+    summary, seen = hostile.run(listener=lift_one)
+    capsys.readouterr()
+
+    # Honest devices were merged in every round, the thief's own updates too, and nobody else's.
+    assert summary.rounds == 5
+    assert summary.updates == {"merged": 5 * 5, "rejected": 3 * len(bad) + 1}
+    assert summary.final("accuracy") > 0.9
+    with hostile.store() as store:
+        updates = store.updates(summary.run)
+        assert {item.device for item in updates if item.state == "merged"} == {*GOOD, "thief"}
+        assert {item.device for item in updates if item.state == "rejected"} == set(bad)
+        assert all(item.measured.training_s < 100 for item in updates)  # nobody believes the lazy one's years
+        assert store.count_updates(summary.run) == summary.updates
+
+    # Reasons are told, kept beside the update, and shown.
+    for device, reason in USELESS.items():
+        rejected = [
+            event for event in of_kind(seen, events.UpdateSeen) if (event.device, event.state) == (device, "rejected")
+        ]
+        assert [event.round for event in rejected] == ([1, 2, 3, 5] if device == "nan" else [1, 2, 3])
+        for event in rejected:
+            assert_matches(reason, event.reason)
+            note = json.loads(Path(event.kept).read_text())
+            assert (note["device"], note["round"], note["reason"]) == (device, event.round, event.reason)
+            blob = Path(event.kept).with_suffix(".update")
+            assert (blob.stat().st_size if blob.exists() else None) == (
+                None if device == "huge" else note["size_bytes"]
+            )
+    assert {item.device for item in summary.rejected} == set(bad)
+    assert all(item.kept for item in summary.rejected)
+    page = to_html(gather(seen))
+    assert "<h2>Rejected</h2>" in page
+    assert "<h2>Quarantine</h2>" in page
+
+    # The third in a row makes the quarantine; the plans say so; the lifted one is asked again.
+    assert {event.device for event in of_kind(seen, events.Quarantined)} == set(bad)
+    excluded = [{one.device: one.reason for one in event.excluded} for event in of_kind(seen, events.Planned)]
+    assert [plan.keys() for plan in excluded] == [set(), set(), set(), set(bad), set(bad) - {"nan"}]
+    assert_matches(
+        "in quarantine: the updates of 3 tasks in a row were rejected; the last: .*not finite", excluded[3]["nan"]
+    )
+    assert lifted == [4]
+    assert {record.device for record in summary.quarantined} == set(bad) - {"nan"}
+
+
+def assert_matches(pattern, text):
+    assert re.search(pattern, text), text
+
+
+def test_the_quarantine_survives_restarts_until_a_person_lifts_it(hostile, capsys):
+    hostile.write(2, rounds=1, extra="rejection.quarantine_after = 1")
+    hostile.start("good", "diverges")
+    summary, _ = hostile.run()
+    assert [record.device for record in summary.quarantined] == ["diverges"]
+
+    capsys.readouterr()
+    assert hostile.quarantine("--json") == 0
+    (listed,) = json.loads(capsys.readouterr().out)
+    assert (listed["device"], listed["by"]) == ("diverges", "rejections")
+    assert hostile.quarantine("--add", "good", "--reason", "its camera is broken") == 0
+    assert "good: since" in capsys.readouterr().out
+
+    hostile.write(2, rounds=1, extra="rejection.quarantine_after = 1", enrol_wait_s=0.5)
+    with pytest.raises(FederationError, match="all 2 devices that are there are in quarantine"):
+        hostile.run(new_run=True)
+    assert hostile.quarantine("--lift", "good") == 0
+    _, seen = hostile.run(new_run=True)
+    (planned,) = of_kind(seen, events.Planned)
+    assert ([one.device for one in planned.devices], [one.device for one in planned.excluded]) == (
+        ["good"],
+        ["diverges"],
+    )
+
+    capsys.readouterr()
+    assert hostile.quarantine("--lift", "good") == 2
+    assert "'good' is not in quarantine; there is: diverges" in capsys.readouterr().err
+    assert hostile.quarantine("--add", "diverges", "--reason", "x") == 2
+    assert hostile.quarantine("--add", "a/b", "--reason", "x") == 2
+    assert hostile.quarantine("--add", "x") == 2
+
+
+def test_a_device_that_never_ends_announcing_is_heard_a_few_times_only(hostile):
+    hostile.write(2, rounds=1, extra="rejection.quarantine_after = 0")
+    (_, flood) = hostile.start("good", "flood")
+    summary, _ = hostile.run()
+    assert summary.updates["merged"] == 1
+    assert 1 <= summary.updates["rejected"] <= MAX_ANNOUNCED < flood.n_floods
+    assert summary.quarantined == []
+
+
+class DiedError(Exception):
+    pass
+
+
+def test_deaths_in_screening_lead_to_the_same_model(hostile, monkeypatch):
+    """Just before what was taken back is committed, and just after."""
+    devices = (*GOOD, "loud")
+    hostile.write(len(devices), rounds=1)
+    hostile.start(*devices)
+    save_round = Store.save_round
+    deaths = ["before", "after"]
+
+    def mortal(store, key, state, **kwargs):
+        death = deaths.pop(0) if state.phase is Phase.MERGING and deaths else None
+        if death != "before":
+            save_round(store, key, state, **kwargs)
+        if death is not None:
+            raise DiedError
+
+    monkeypatch.setattr(Store, "save_round", mortal)
+    for _ in ("before", "after"):
+        with pytest.raises(DiedError):
+            hostile.run()
+    disturbed, _ = hostile.run()
+    undisturbed, _ = hostile.run(new_run=True)
+    assert disturbed.updates == undisturbed.updates == {"merged": 4, "rejected": 1}
+    assert [item.reason for item in disturbed.rejected] == [item.reason for item in undisturbed.rejected]
+    assert all(item.kept for item in disturbed.rejected)
+    with hostile.store() as store:
+        assert store.weights(disturbed.run) == store.weights(undisturbed.run)
+
+
+def test_updates_that_our_own_disk_lost_are_no_devices_fault_and_the_round_is_repeated(hostile):
+    hostile.write(1, rounds=1, extra="rejection.quarantine_after = 1")
+    hostile.start("good")
+    damaged = []
+
+    def damage(event):
+        """The only update's blob is overwritten as soon as it counts."""
+        if isinstance(event, events.UpdateSeen) and event.state == "received" and not damaged:
+            with hostile.store() as store:
+                (record,) = store.updates(store.latest_run(hostile.name).run)
+            (hostile.output / BLOBS / record.manifest.blob.sha256).write_bytes(b"bits rot")
+            damaged.append(record)
+
+    summary, seen = hostile.run(listener=damage)
+    (failed,) = of_kind(seen, events.RoundFailed)
+    assert "no update is left to merge" in failed.reason
+    assert summary.updates == {"damaged": 1, "merged": 1}
+    assert summary.quarantined == []
