@@ -39,7 +39,10 @@ class Trust:
         """Raises `ConfigError` that names the file."""
         key = SigningKey.read(settings.key_file)
         ca_pem = _read(settings.ca_file, "ca_file", MAX_CERTIFICATE_BYTES)
-        read_authority(ca_pem)
+        try:
+            read_authority(ca_pem)
+        except ConfigError as exc:
+            raise ConfigError(f"{settings.ca_file}: {exc}") from exc
         trust = cls(key=key, ca_pem=ca_pem, crl_file=None if settings.crl_file is None else Path(settings.crl_file))
         trust.read_revocations(now)
         return trust
@@ -49,7 +52,11 @@ class Trust:
         if self.crl_file is None:
             return None
         crl_pem = _read(str(self.crl_file), "crl_file", MAX_REVOCATION_LIST_BYTES)
-        for fault in revocation_list_faults(crl_pem=crl_pem, ca_pem=self.ca_pem, now=now):
+        try:
+            faults = revocation_list_faults(crl_pem=crl_pem, ca_pem=self.ca_pem, now=now)
+        except ConfigError as exc:
+            raise ConfigError(f"{self.crl_file}: {exc}") from exc
+        for fault in faults:
             _log.warning("crl_file %s: %s", self.crl_file, fault)
         return crl_pem
 
