@@ -19,10 +19,10 @@ from reft_edge.errors import ConfigError
 
 Settings = TypeVar("Settings", bound=msgspec.Struct)
 
-MAX_SETTINGS_BYTES = 1 << 18
-"""256 KiB: a settings file larger than this is some other file."""
+MAX_SETTINGS_BYTES = 1 << 16
+"""64 KiB, room for a thousand class names: a settings file larger than this is some other file."""
 
-MAX_DOTS_IN_LINE = 500
+MAX_DOTS_IN_LINE = 100
 """`tomllib` takes quadratic time and memory for a key like a.a.a.a...: 16 s for one of 64 KiB."""
 
 _INTEGER_LIMIT = 2**63
@@ -71,7 +71,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def _check_numbers(table: dict[str, Any], origin: str) -> None:
-    """Raise `ConfigError` for inf, nan and integers beyond TOML's: no setting means them, and bounds let nan through."""
+    """Raise `ConfigError` for inf, nan and integers beyond TOML's: bounds let nan through."""
     waiting: list[tuple[str, Any]] = list(table.items())
     while waiting:
         key, value = waiting.pop()

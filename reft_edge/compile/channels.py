@@ -35,6 +35,9 @@ FORMAT = "reft channel map 1"
 MAX_MAP_BYTES = 1 << 30
 """1 GiB decompressed: flat indices of 134 million entries. Maps are the coordinator's own files."""
 
+MAX_AXIS_ENTRIES = 1 << 26
+"""Of all axes of all tensors: 512 MiB of positions, for which a file needs no more than to name the sizes."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Selection:
@@ -258,6 +261,8 @@ class ChannelMap:
             shapes = msgspec.json.decode(metadata.get("shapes", ""), type=dict[str, Shape])
         except msgspec.MsgspecError as exc:
             raise BundleError(f"channel map has malformed shapes: {exc}") from exc
+        if sum(max(size, 0) for shape in shapes.values() for size in shape) > MAX_AXIS_ENTRIES:
+            raise BundleError(f"channel map has axes of more than {MAX_AXIS_ENTRIES} entries")
         selections = {name: _read_selection(name, shape, tensors) for name, shape in shapes.items()}
         if tensors:
             raise BundleError(f"channel map has indices of an unknown tensor: {min(tensors)!r}")
@@ -324,7 +329,7 @@ def _strictly_increasing(axes: tuple[IntArray, ...] | None) -> bool:
 
 def _read_selection(name: str, shape: Shape, tensors: dict[str, Array]) -> _Selection:
     """Take the selection of `name` out of `tensors`; raises `BundleError`."""
-    if not is_possible_shape(shape) or sum(shape) > MAX_MAP_BYTES // 8:
+    if not is_possible_shape(shape):
         raise BundleError(f"channel map: {name!r} has an impossible global shape {shape!r}")
     if f"{name}|flat" in tensors:
         try:

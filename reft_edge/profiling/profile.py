@@ -29,7 +29,7 @@ RUNTIME_BASE_BYTES = 64 * 2**20
 
 
 SMALLEST_VALUE, LARGEST_VALUE = 1e-9, 1e21
-"""Bounds of a quantity that is not 0. No device has more of anything; beyond them plans would overflow or divide by 0."""
+"""Bounds of a quantity that is not 0. No device has more of anything; beyond them plans overflow or divide by 0."""
 
 
 class Quantity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

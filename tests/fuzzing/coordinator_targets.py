@@ -315,7 +315,6 @@ def targets(directory: Path) -> list[Target]:
             seeds=[good, good + good[::-1], bytes(range(120))],
             errors=(),
             memory_bytes=COORDINATOR_MEMORY_BYTES,
-            share=0.1,  # every event is a transaction
         ),
         Target(
             name="planning",

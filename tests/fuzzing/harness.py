@@ -42,8 +42,6 @@ class Target:
     memory_bytes: int
     text: bool = False
     """Whether inputs are JSON or TOML, so that structure-aware mutation is of use."""
-    share: float = 1.0
-    """How many of a long run's inputs it gets, beside the others."""
 
 
 @contextlib.contextmanager

@@ -23,8 +23,8 @@ from tests.fuzzing.mutation import NUMBERS
 
 ROOT = Path(__file__).resolve().parents[2]
 
-MESSAGE_MEMORY_BYTES = 16 * 2**20
-"""A message of 96 KiB: JSON `[[],[],...]` or a list of short numbers becomes objects of some 50 bytes for each byte."""
+MESSAGE_MEMORY_BYTES = 8 * 2**20
+"""A message of 96 KiB: a list of short strings becomes objects of some 50 bytes for each byte."""
 
 TRANSFER_MEMORY_BYTES = 4 * 2**20
 """Blocks and offers are handled one at a time."""
