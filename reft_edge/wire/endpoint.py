@@ -114,4 +114,6 @@ def parse_broker(address: str) -> BrokerSettings:
 
 
 def _why(exc: Exception) -> str:
+    if isinstance(exc, ssl.SSLError) and exc.reason:
+        return exc.reason.replace("_", " ").lower()  # without the line in Python's sources
     return (exc.strerror if isinstance(exc, OSError) else None) or str(exc)

@@ -65,6 +65,18 @@ def test_what_is_installed_is_a_complete_identity(enrolment: Enrolment, tmp_path
     assert stat.S_IMODE((directory / "identity.key").stat().st_mode) == 0o600
 
 
+def test_what_root_installs_belongs_to_the_owner_of_the_folder(
+    enrolment: Enrolment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[int, int] = {}
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "fchown", lambda file, owner, _group: given.update({os.fstat(file).st_ino: owner}))
+    monkeypatch.setattr(os, "chown", lambda *_: None)
+    install(enrolment, tmp_path / "agent")
+    owner = (tmp_path / "agent").stat().st_uid
+    assert given == {path.stat().st_ino: owner for path in (tmp_path / "agent").iterdir()}
+
+
 def test_settings_that_exist_are_kept_and_what_they_lack_is_named(enrolment: Enrolment, tmp_path: Path) -> None:
     own = 'device = "pi-1"\nfederation = "birds"\n[data]\npath = "sensors.csv"\n[broker]\nhost = "broker.local"\n'
     (tmp_path / "agent.toml").write_text(own)

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from reft_edge.errors import BrokerError
+from reft_edge.errors import BrokerError, ConfigError
 from reft_edge.simulation.brokers import RunningBroker
 from reft_edge.wire.connection_errors import BrokerConnectionError
 from reft_edge.wire.mqtt import BrokerSettings, Connected, Event, MqttLink, Received
@@ -180,3 +180,10 @@ def test_tls_to_a_port_without_it_is_one_clear_line(tls: BrokerSettings, broker:
     failure = refusal(settings, wait_s=0.8)
     assert "is this its TLS port" in str(failure)
     assert not failure.permanent
+
+
+def test_a_key_of_another_certificate_is_one_clear_line(tls: BrokerSettings, directory: Path) -> None:
+    settings = msgspec.structs.replace(tls, key_file=str(directory / "revoked.key"))
+    link = MqttLink(settings, client_id="device", events=queue.SimpleQueue())
+    with pytest.raises(ConfigError, match=r"revoked\.key' cannot be used: key values mismatch$"):
+        link.start(wait_s=WAIT_S)
