@@ -10,11 +10,13 @@ The student starts as the merged model. For classification it minimises
 averages logits; probabilities did as well on digits (98.8% against 98.7%, 3 seeds), and one overconfident teacher
 cannot outvote the others. For regression the loss is the squared distance to the teachers' weighted mean.
 
+Weights w_k are samples, equal, or by agreement (`agreement`), which is what holds against hostile teachers.
+
 No labels are needed. Where the public data have labels, a part is held out to stop early and to choose the best epoch;
 the merged model is epoch 0 and wins ties, so distilling never returns something that scores worse there.
 
-Peak memory: the teachers' outputs (n_teachers x n_public x n_outputs floats), one batch of activations, and one copy
-of the student.
+Peak memory: the teachers' outputs (n_teachers x n_public x n_outputs floats; four times that while agreement is
+measured), one batch of activations, and one copy of the student.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from torch.nn import functional
 
 from reft_edge.bundle.inference import Predictor
 from reft_edge.bundle.manifest import CrossEntropy, Loss, MeanSquaredError
+from reft_edge.coordinator.agreement import agreement_weights, divergences_of_classes, divergences_of_values
 from reft_edge.coordinator.compute import on_compute_device
 from reft_edge.coordinator.distillation_settings import DistillationSettings
 from reft_edge.coordinator.evaluation import Metrics, evaluate
@@ -142,19 +145,31 @@ def ensemble_targets(
     if not teachers:
         raise FederationError("there are no teachers to distil from; no device finished this round")
     shape = (n_public, *teachers[0].outputs.shape[1:])
-    weights = np.array([1.0 if settings.weights == "uniform" else teacher.samples for teacher in teachers])
-    if not (np.isfinite(weights).all() and (weights > 0).all()):
-        raise FederationError(f"teachers' samples must be above 0; got {weights.tolist()!r}")
-    total: Array = np.zeros(shape, np.float64)
-    for teacher, weight in zip(teachers, weights / weights.sum(), strict=True):
+    for teacher in teachers:
         if teacher.outputs.shape != shape or not np.isfinite(teacher.outputs).all():
             raise FederationError(
                 f"teacher {teacher.name!r} gives {teacher.outputs.shape}, expected finite numbers of shape {shape}"
             )
+    total: Array = np.zeros(shape, np.float64)
+    for teacher, weight in zip(teachers, _weights(teachers, settings, loss), strict=True):
         outputs = teacher.outputs.astype(np.float64)
         total += weight * (outputs if isinstance(loss, MeanSquaredError) else _softmax(outputs / settings.temperature))
     result: FloatArray = total.astype(np.float32)
     return result
+
+
+def _weights(teachers: Sequence[Teacher], settings: DistillationSettings, loss: Loss) -> Array:
+    """What each teacher counts, float64 (n_teachers,); they sum to 1."""
+    if settings.weights == "agreement":
+        outputs = [teacher.outputs.astype(np.float64) for teacher in teachers]
+        if isinstance(loss, MeanSquaredError):
+            return agreement_weights(divergences_of_values(outputs))
+        return agreement_weights(divergences_of_classes([_softmax(logits) for logits in outputs]))
+    weights = np.array([1.0 if settings.weights == "uniform" else teacher.samples for teacher in teachers])
+    if not (np.isfinite(weights).all() and (weights > 0).all()):
+        raise FederationError(f"teachers' samples must be above 0; got {weights.tolist()!r}")
+    shares: Array = weights / weights.sum()
+    return shares
 
 
 def _softmax(logits: Array) -> Array:

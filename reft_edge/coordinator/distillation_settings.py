@@ -19,8 +19,9 @@ class DistillationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     """`sgd` has momentum 0.9."""
     temperature: Annotated[float, Meta(gt=0, le=1000)] = 4.0
     """On digits, 4 seeds: 4 gave 98.6% (worst round 97.8%), 2 gave 98.3% (96.1%); 1 is clearly worse."""
-    weights: Literal["samples", "uniform"] = "samples"
-    """What a teacher counts: the samples that it was trained on, or all the same."""
+    weights: Literal["samples", "uniform", "agreement"] = "samples"
+    """What a teacher counts: the samples that it was trained on, all the same, or by how well it agrees with the others
+    (`coordinator.agreement`). Hostile devices teach as well: a robust `[aggregation]` needs `agreement`."""
     held_out_fraction: Annotated[float, Meta(gt=0, lt=1)] = 0.25
     """Share of labelled public data that only chooses the best epoch. Unused without labels."""
     patience: Annotated[int, Meta(ge=1, le=10_000)] = 5

@@ -1,0 +1,1 @@
+"""Hostile devices in one process, to measure what merging and teaching withstand."""
