@@ -9,6 +9,7 @@ What is heavy is imported when it is first needed: reading data needs no onnxrun
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import queue
@@ -117,6 +118,20 @@ class Worker:
             self._say(DataDescribed(description=description))
 
     def _train(self, configure: Configure, command: Train) -> None:
+        """Train, and say how it ended. After a want of memory this process ends: what that leaves is anyone's guess."""
+        try:
+            enough = self._train_or_say_why_not(configure, command)
+        except (MemoryError, ImportError) as exc:
+            if not _is_want_of_memory(exc):
+                raise
+            enough = False
+            reason = f"not enough memory to begin training: {exc or type(exc).__name__}"
+            self._say(TaskFailed(task=command.task.task, kind="out_of_memory", reason=reason))
+        if not enough:
+            os._exit(0)  # the next task gets a new process
+
+    def _train_or_say_why_not(self, configure: Configure, command: Train) -> bool:
+        """False when memory ran out."""
         from reft_edge.agent.task_runner import TaskError, TaskRunner
         from reft_edge.agent.training import CancelledError
 
@@ -143,9 +158,8 @@ class Worker:
             self._say(Stopped(task=task))
         except TaskError as exc:
             self._say(TaskFailed(task=task, kind=exc.kind, reason=str(exc)))
-            if exc.kind == "out_of_memory":
-                # What failed allocations leave behind is anyone's guess; the next task gets a new process.
-                raise SystemExit(0) from exc
+            return exc.kind != "out_of_memory"
+        return True
 
     def _within_memory(self, configure: Configure, task: str) -> AbstractContextManager[None]:
         """Guards a task's memory. Not set up earlier: measuring the device takes more than training may have."""
@@ -163,6 +177,11 @@ class Worker:
         return self._watch.watching()
 
 
+def _is_want_of_memory(exc: MemoryError | ImportError) -> bool:
+    """A library that finds no room to be mapped is an `ImportError`."""
+    return isinstance(exc, MemoryError) or os.strerror(errno.ENOMEM) in str(exc)
+
+
 def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the daemon decides what it means
     die_with_parent(int(arguments[0]))
@@ -174,7 +193,8 @@ def main(arguments: list[str]) -> None:
         Worker(sys.stdin.buffer, answers).serve()
     except Exception:
         logger.exception("the worker failed")
-        raise SystemExit(1) from None
+        # Not through Python's own end, which aborts: the thread that reads commands holds the lock of stdin.
+        os._exit(1)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,9 @@ _DTYPES: Mapping[str, np.dtype[np.generic]] = {
 }
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
+_OUT_OF_MEMORY = "allocation error"
+"""In zstandard's message when its own memory cannot be had; the frame is not to blame then."""
+
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One tensor in the header: dtype code, shape, and first and last byte within the data."""
@@ -54,14 +57,18 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def compress(data: bytes, *, level: int = _WEIGHTS_LEVEL) -> bytes:
-    """One zstandard frame that states its content's size. Equal input gives equal output."""
-    return zstandard.ZstdCompressor(level=level).compress(data)
+    """One zstandard frame that states its content's size. Equal input gives equal output. Raises `MemoryError`."""
+    try:
+        return zstandard.ZstdCompressor(level=level).compress(data)
+    except zstandard.ZstdError as exc:  # nothing else can go wrong; the library does not raise what Python would
+        raise MemoryError(str(exc)) from exc
 
 
 def decompress(data: bytes, *, max_bytes: int) -> bytes:
     """Inverse of `compress`.
 
-    The frame's stated size is compared with `max_bytes` before anything is allocated. Raises `BundleError`.
+    The frame's stated size is compared with `max_bytes` before anything is allocated. Raises `BundleError`, and
+    `MemoryError` for a sound frame that this process has no room for.
     """
     try:
         size = zstandard.frame_content_size(data)
@@ -73,6 +80,8 @@ def decompress(data: bytes, *, max_bytes: int) -> bytes:
     try:
         content = zstandard.ZstdDecompressor().decompress(data, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as exc:
+        if _OUT_OF_MEMORY in str(exc).lower():
+            raise MemoryError(str(exc)) from exc
         raise BundleError(f"compressed data are damaged: {exc}") from exc
     if len(content) != size:
         raise BundleError(f"compressed data claim {size} bytes and hold {len(content)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -182,6 +183,18 @@ def test_a_model_that_takes_more_than_granted_is_an_answer(make_bench: Callable[
     assert failed.kind == "out_of_memory"
     assert "grants 40 MiB" in failed.reason
     assert bench.hear(WorkerEnded).worker == bench.supervisor.worker
+
+
+def test_a_worker_that_gets_no_memory_to_begin_with_says_so_and_ends(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench()
+    bench.supervisor.send(DescribeData())
+    bench.hear(DataDescribed)
+    worker = bench.supervisor.worker
+    assert worker is not None
+    resource.prlimit(worker, resource.RLIMIT_AS, (1, 1))  # not a page more
+    bench.train(bench.task())
+    assert bench.hear(TaskFailed).kind == "out_of_memory"
+    assert bench.hear(WorkerEnded).reason == "the worker ended with exit status 0"
 
 
 @pytest.mark.parametrize(
