@@ -80,13 +80,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _repeat(args: argparse.Namespace) -> int:
     """Try one saved input; its error comes out as it is."""
-    from tests.fuzzing.harness import run, watching
+    from tests.fuzzing.harness import run, silence
     from tests.fuzzing.targets import all_targets
 
     if not args.target:
         print("scripts/fuzz: --input needs --target", file=sys.stderr)
         return 2
-    with tempfile.TemporaryDirectory() as directory, watching():
+    with tempfile.TemporaryDirectory() as directory, silence():
         target = all_targets(Path(directory))[args.target]
         print("accepted" if run(target, args.input.read_bytes()) else "refused, as documented")
     return 0
@@ -161,14 +161,14 @@ def _run_one(args: argparse.Namespace) -> int:
 
 def _run_mutate(args: argparse.Namespace, folder: Path, directory: Path) -> int:
     from tests.fuzzing.campaign import Recorder, mutate_seeds
-    from tests.fuzzing.harness import watching
+    from tests.fuzzing.harness import silence
     from tests.fuzzing.targets import all_targets
 
     target = all_targets(directory)[args.target]
     end = time.monotonic() + args.seconds if args.seconds else float("inf")
     recorder = Recorder(target, engine="mutate", crashes=args.corpus / "crashes", record=args.record)
     corpus = [path.read_bytes() for path in sorted(folder.iterdir())]
-    with watching():
+    with silence():
         mutate_seeds(target, corpus, recorder, runs=args.runs, seed=args.seed, enough=lambda: time.monotonic() > end)
     return 0
 
@@ -179,7 +179,7 @@ def _run_atheris(args: argparse.Namespace, folder: Path, directory: Path) -> int
     with atheris.instrument_imports(include=["reft_edge"]):
         from tests.fuzzing.targets import all_targets
     from tests.fuzzing.campaign import Recorder
-    from tests.fuzzing.harness import watching
+    from tests.fuzzing.harness import silence
     from tests.fuzzing.mutation import MAX_INPUT_BYTES, mutate
 
     target = all_targets(directory)[args.target]
@@ -218,7 +218,7 @@ def _run_atheris(args: argparse.Namespace, folder: Path, directory: Path) -> int
         *([f"-max_total_time={round(args.seconds)}"] if args.seconds else []),
     ]
     (args.corpus / "crashes").mkdir(exist_ok=True)
-    with watching():
+    with silence():
         atheris.Setup([sys.argv[0], *options, str(folder), str(seeds)], try_input, custom_mutator=change)
         recorder.save()
         atheris.Fuzz()  # ends the process
