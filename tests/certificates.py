@@ -183,13 +183,14 @@ class Authority:
 
 
 @contextmanager
-def tls_broker(program: str, directory: Path, *, server: str = "server", revoked: str = "ca.crl") -> Iterator[int]:
+def tls_broker(
+    program: str, directory: Path, *, server: str = "server", revoked: str = "ca.crl", port: int | None = None
+) -> Iterator[int]:
     """A Mosquitto that takes no client without a certificate; yields its port. An authority's files in `directory`:
 
     `ca.crt`, the broker's `<server>.crt` with its key, and the revocation list `revoked`.
     """
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = port or free_port()
     configuration = directory / f"{port}.conf"
     configuration.write_text(
         _BROKER.format(user=getpass.getuser(), port=port, directory=directory, server=server, revoked=revoked)
@@ -200,6 +201,11 @@ def tls_broker(program: str, directory: Path, *, server: str = "server", revoked
             yield port
         finally:
             broker.terminate()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 def _wait_until_listening(port: int, broker: subprocess.Popen[bytes]) -> None:

@@ -56,7 +56,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "settings", type=Path, nargs="?", metavar="AGENT_TOML", help=f"the settings file (default: {SETTINGS_FILE})"
     )
-    parser.add_argument("--check", action="store_true", help="validate settings, identity, data and broker, then exit")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="validate settings, identity, data and broker, then exit; a running agent may lose its connection for "
+        "a moment",
+    )
     parser.add_argument("--json", action="store_true", help="with --check: print one JSON document")
     parser.add_argument("--enrol", type=Path, metavar="FILE", help="install this enrolment file, then exit")
     parser.add_argument("--directory", type=Path, metavar="DIR", help="with --enrol: where to (default: here)")

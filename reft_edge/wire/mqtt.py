@@ -396,14 +396,16 @@ class MqttLink:
     def _report_failure(self, exc: BrokerConnectionError) -> None:
         was_up = self._up
         self._up = False
+        if not self._stopping:
+            raised = exc.permanent and self._someone_waits  # by `start`
+            refused_anew = exc.turned_away and str(exc) != str(self._failure)
+            is_news = was_up or self._failure is None or refused_anew
+            level = logging.WARNING if is_news and not raised else logging.DEBUG
+            _log.log(level, "%s; trying again", exc)
         if was_up:
             self._events.put(Disconnected(reason=str(exc)))
         elif exc.turned_away and not self._someone_waits:
             self._events.put(TurnedAway(reason=str(exc)))
-        if not self._stopping:
-            raised = exc.permanent and self._someone_waits  # by `start`
-            level = logging.WARNING if (was_up or self._failure is None) and not raised else logging.DEBUG
-            _log.log(level, "%s; trying again", exc)
         with self._outcome:
             self._failure = exc
             self._outcome.notify_all()

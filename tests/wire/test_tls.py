@@ -18,8 +18,8 @@ import pytest
 from reft_edge.errors import BrokerError, ConfigError
 from reft_edge.simulation.brokers import RunningBroker
 from reft_edge.wire.connection_errors import BrokerConnectionError
-from reft_edge.wire.mqtt import BrokerSettings, Connected, Event, MqttLink, Received
-from tests.certificates import DAY, Authority, tls_broker
+from reft_edge.wire.mqtt import BrokerSettings, Connected, Event, MqttLink, Received, TurnedAway
+from tests.certificates import DAY, Authority, free_port, tls_broker
 
 pytestmark = pytest.mark.mosquitto
 
@@ -115,6 +115,26 @@ def test_why_the_broker_turns_a_certificate_away_is_one_clear_line(
     failure = refusal(msgspec.structs.replace(tls, **files))
     assert words in str(failure)
     assert (failure.permanent, failure.turned_away) == (permanent, True)
+
+
+def test_a_broker_that_was_away_and_then_turns_us_away_is_told_and_logged(
+    directory: Path, mosquitto_program: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = free_port()
+    settings = BrokerSettings(
+        port=port, ca_file="ca.crt", certificate_file="revoked.crt", key_file="revoked.key"
+    ).resolved_in(directory)
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    link = MqttLink(settings, client_id="revoked", events=events)
+    link.start()
+    try:
+        with tls_broker(mosquitto_program, directory, port=port):
+            event = events.get(timeout=WAIT_S)
+    finally:
+        link.stop()
+    words = f"broker localhost:{port} says that our certificate is revoked"
+    assert event == TurnedAway(reason=words)
+    assert f"{words}; trying again" in caplog.messages
 
 
 @pytest.mark.parametrize(
