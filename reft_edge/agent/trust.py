@@ -75,6 +75,7 @@ def open_task(
     signer = f"unsigned, run {message.run}" if coordinator is None else coordinator.fingerprint
     if mark is not None and mark.signer == signer and message.sequence < mark.sequence:
         raise RemoteProtocolError(
-            f"it is an old message, played again: its sequence is {message.sequence}, and {mark.sequence} was obeyed"
+            f"it is old, and somebody plays it again, or a broker that was restarted: "
+            f"its sequence is {message.sequence}, and {mark.sequence} was obeyed"
         )
     return message, Mark(signer=signer, sequence=message.sequence)

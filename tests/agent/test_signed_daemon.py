@@ -87,13 +87,13 @@ def test_only_new_words_of_the_enrolled_coordinator_are_obeyed(
     assert coordinator.wait_for(Done, after=coordinator.heard.index(done) + 1) == done
     coordinator.update_of(done, bundle)
     coordinator.give(numbered(one, 9, "zero"))
-    wait_until(lambda: warnings_of(agent, "played again: its sequence is 9, and 10 was obeyed") == 1, "a replay")
+    wait_until(lambda: warnings_of(agent, "its sequence is 9, and 10 was obeyed") == 1, "a replay")
 
     coordinator.give(Close(run="run-1", sequence=11))
     spool = Spool(agent.directory / "spool", max_blob_bytes=2**30)
     wait_until(lambda: spool.load_state().task is None, "the run to be closed")
     coordinator.give(one)
-    wait_until(lambda: warnings_of(agent, "played again: its sequence is 10, and 11 was obeyed") == 1, "an old task")
+    wait_until(lambda: warnings_of(agent, "its sequence is 10, and 11 was obeyed") == 1, "an old task")
     closed = spool.load_state()
     assert closed.mark is not None
     assert (closed.mark.sequence, closed.mark.signer) == (11, key.public.fingerprint)
@@ -103,11 +103,11 @@ def test_only_new_words_of_the_enrolled_coordinator_are_obeyed(
     heard = len(coordinator.heard)
     agent.start()
     coordinator.wait_for(ProfileAnnouncement, after=heard)
-    wait_until(lambda: warnings_of(agent, "played again: its sequence is 10, and 11 was obeyed") == 2, "an old task")
+    wait_until(lambda: warnings_of(agent, "its sequence is 10, and 11 was obeyed") == 2, "an old task")
     coordinator.give(numbered(one, 12, "two"))
     coordinator.wait_for(Done, lambda m: m.task == "two")
     coordinator.give(Close(run="run-1", sequence=11))
-    wait_until(lambda: warnings_of(agent, "played again: its sequence is 11, and 12 was obeyed") == 1, "an old Close")
+    wait_until(lambda: warnings_of(agent, "its sequence is 11, and 12 was obeyed") == 1, "an old Close")
     assert spool.load_state().task == numbered(one, 12, "two")
     assert not [m for m in coordinator.heard if getattr(m, "task", None) in ("forged", "zero")]
 
