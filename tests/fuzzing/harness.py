@@ -23,6 +23,10 @@ MAX_ERROR_CHARACTERS = 2100
 """Errors about what came from the network are logged: a peer must not choose their length, nor break their line."""
 
 
+MAX_PROGRAM_BYTES = 400
+"""Some hundred events: what takes more is not found by chance, and longer programs only cost time."""
+
+
 class BrokenRuleError(Exception):
     """An input did what none may do."""
 
@@ -92,7 +96,7 @@ class Choices:
     """A program in bytes: each decision takes the next byte; a program that has ended decides 0."""
 
     def __init__(self, data: bytes) -> None:
-        self._data = data
+        self._data = data[:MAX_PROGRAM_BYTES]
         self._at = 0
 
     def __bool__(self) -> bool:
