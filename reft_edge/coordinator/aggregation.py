@@ -53,7 +53,7 @@ def merge(global_tensors: Tensors, updates: Iterable[ClientUpdate]) -> dict[str,
     sums = {name: np.zeros(t.shape, np.float64) for name, t in global_tensors.items() if t.dtype != np.bool_}
     weights = {name: np.zeros_like(total) for name, total in sums.items()}
     for update in updates:
-        check_update(update, global_tensors)
+        check_fits(update, global_tensors)
         for name in sums.keys() & update.delta.keys():
             weighted = update.delta[name].astype(np.float64) * update.weight
             update.channels.add(name, weighted, into=sums[name])
@@ -73,7 +73,7 @@ def _moved(tensor: Array, total: Array, weight: Array) -> Array:
     return moved
 
 
-def check_update(update: ClientUpdate, global_tensors: Tensors) -> None:
+def check_fits(update: ClientUpdate, global_tensors: Tensors) -> None:
     """Raise `FederationError` unless `update` fits its map and the model, is finite, and weighs something."""
     who = f"the update of {update.device!r}"
     if not (isfinite(update.weight) and update.weight > 0):

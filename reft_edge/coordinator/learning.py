@@ -2,7 +2,7 @@
 
 Every step takes a blob with global tensors and returns one, so it can be repeated after a kill: the result depends only
 on blobs, settings and seed. Peak memory: the model twice, one module of each variant, one update with its
-map, and the teachers' outputs.
+map, and the teachers' outputs; a robust rule adds what `robust.merging` says.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from reft_edge.coordinator.aggregation import ClientUpdate, check_update
+from reft_edge.coordinator.aggregation import ClientUpdate, check_fits
 from reft_edge.errors import ResourceError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class UpdateStack:
             raise _full(exc) from exc
         try:
             for update in updates:
-                check_update(update, global_tensors)
+                check_fits(update, global_tensors)
                 self._append(update)
                 self.n_devices += 1
         except BaseException:
