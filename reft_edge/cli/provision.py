@@ -92,6 +92,9 @@ def _configure_init(parser: argparse.ArgumentParser) -> None:
         help=f"the broker will run as reft-edge-broker.service, with its files in {SERVICE_FILES}; "
         "without it: right in the provisioning directory",
     )
+    parser.add_argument(
+        "--revocation-list-url", metavar="URL", help="for brokers that fetch the list: see broker_config/CLUSTER.md"
+    )
     parser.add_argument("--authority-days", type=int, metavar="N", help="life of the authority (default: 20 years)")
     parser.add_argument("--certificate-days", type=int, metavar="N", help="life of a certificate (default: a year)")
 
@@ -107,8 +110,8 @@ def _init(args: argparse.Namespace) -> int:
         "broker_hosts": args.broker_host,
         "lifetimes": {key: value for key, value in lifetimes.items() if value is not None},
     }
-    if args.port is not None:
-        table["port"] = args.port
+    given = {"port": args.port, "revocation_list_url": args.revocation_list_url}
+    table |= {key: value for key, value in given.items() if value is not None}
     settings = convert_settings(table, ProvisioningSettings, origin="the command line")
     places = BrokerPlaces(files=SERVICE_FILES, state=SERVICE_STATE) if args.service else BrokerPlaces()
     paths = begin(args.directory, settings, places=places, now=_now()).paths

@@ -64,14 +64,18 @@ class RevocationFacts:
 
 
 class Authority:
-    """The key that signs, and its certificate."""
+    """The key that signs, and its certificate.
 
-    def __init__(self, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> None:
+    `list_url`: where brokers fetch the revocation list, for those that look there and take no file; empty for others.
+    """
+
+    def __init__(self, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate, *, list_url: str = "") -> None:
         self._key = key
         self.certificate = certificate
+        self._list_url = list_url
 
     @classmethod
-    def create(cls, federation: str, *, lifetime: timedelta, now: datetime) -> Authority:
+    def create(cls, federation: str, *, lifetime: timedelta, now: datetime, list_url: str = "") -> Authority:
         """A new authority; no two have the same key, so certificates of one mean nothing to another."""
         key = ec.generate_private_key(ec.SECP256R1())
         # A common name holds 64 characters, which a federation's name may fill alone.
@@ -94,10 +98,10 @@ class Authority:
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .sign(key, hashes.SHA256())
         )
-        return cls(key, certificate)
+        return cls(key, certificate, list_url=list_url)
 
     @classmethod
-    def load(cls, *, key_pem: bytes, certificate_pem: bytes) -> Authority:
+    def load(cls, *, key_pem: bytes, certificate_pem: bytes, list_url: str = "") -> Authority:
         """Raises `ConfigError` when the two are damaged or do not belong together."""
         try:
             key = load_pem_private_key(key_pem, password=None)
@@ -106,7 +110,7 @@ class Authority:
             raise ConfigError("the authority's key or certificate is damaged; restore it from a copy") from exc
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
             raise ConfigError("the authority's key is not the one of its certificate; restore both from one copy")
-        return cls(key, certificate)
+        return cls(key, certificate, list_url=list_url)
 
     @property
     def key_pem(self) -> bytes:
@@ -118,8 +122,9 @@ class Authority:
 
     def issue_client(self, name: str, public_key: PublicKey, *, lifetime: timedelta, now: datetime) -> bytes:
         """A certificate (PEM) with which `name` logs in to the broker. Raises `ConfigError`."""
+        more = [_distribution_points(self._list_url)] if self._list_url else []
         purpose = ExtendedKeyUsageOID.CLIENT_AUTH
-        return self._issue(name, public_key, purpose, lifetime=lifetime, now=now).public_bytes(Encoding.PEM)
+        return self._issue(name, public_key, purpose, *more, lifetime=lifetime, now=now).public_bytes(Encoding.PEM)
 
     def issue_server(
         self, name: str, hosts: Sequence[str], public_key: PublicKey, *, lifetime: timedelta, now: datetime
@@ -141,6 +146,8 @@ class Authority:
             .add_extension(self._authority_key_identifier(), critical=False)
             .add_extension(x509.CRLNumber(number), critical=False)
         )
+        if self._list_url:
+            builder = builder.add_extension(_issuing_point(self._list_url), critical=True)
         for serial, moment in sorted(revoked.items()):
             entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(moment)
             builder = builder.add_revoked_certificate(entry.build())
@@ -247,6 +254,24 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         return x509.DNSName(host)
+
+
+def _distribution_points(url: str) -> x509.CRLDistributionPoints:
+    where = [x509.UniformResourceIdentifier(url)]
+    point = x509.DistributionPoint(full_name=where, relative_name=None, reasons=None, crl_issuer=None)
+    return x509.CRLDistributionPoints([point])
+
+
+def _issuing_point(url: str) -> x509.IssuingDistributionPoint:
+    return x509.IssuingDistributionPoint(
+        full_name=[x509.UniformResourceIdentifier(url)],
+        relative_name=None,
+        only_contains_user_certs=False,
+        only_contains_ca_certs=False,
+        only_some_reasons=None,
+        indirect_crl=False,
+        only_contains_attribute_certs=False,
+    )
 
 
 def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:

@@ -102,11 +102,14 @@ class Provisioning:
                 f"{root} is not a provisioning directory; name it with --directory, "
                 "or make one with `reft-edge provision init`"
             )
+        settings = read_settings(paths.settings)
         return cls(
             paths,
-            settings=read_settings(paths.settings),
+            settings=settings,
             authority=Authority.load(
-                key_pem=read_file(paths.authority_key), certificate_pem=read_file(paths.authority_certificate)
+                key_pem=read_file(paths.authority_key),
+                certificate_pem=read_file(paths.authority_certificate),
+                list_url=settings.revocation_list_url,
             ),
             ledger=decode_ledger(read_file(paths.ledger), origin=str(paths.ledger)),
         )

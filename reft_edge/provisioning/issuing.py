@@ -63,7 +63,9 @@ def begin(
     """
     lifetimes = settings.lifetimes
     with created(root) as paths:
-        authority = Authority.create(settings.federation, lifetime=lifetimes.authority, now=now)
+        authority = Authority.create(
+            settings.federation, lifetime=lifetimes.authority, now=now, list_url=settings.revocation_list_url
+        )
         provisioning = Provisioning(paths, settings=settings, authority=authority)
         write_file(paths.authority_key, authority.key_pem, PRIVATE)
         for folder in (paths.authority, paths.broker, paths.coordinator):
@@ -210,6 +212,7 @@ def _write_settings(paths: Paths, settings: ProvisioningSettings) -> None:
         "FEDERATION": json.dumps(settings.federation),
         "BROKER_HOSTS": json.dumps(settings.broker_hosts),
         "PORT": str(settings.port),
+        "REVOCATION_LIST_URL": json.dumps(settings.revocation_list_url),
         "RELOAD_COMMAND": json.dumps(settings.reload_command),
         "AUTHORITY_DAYS": str(lifetimes.authority_days),
         "CERTIFICATE_DAYS": str(lifetimes.certificate_days),

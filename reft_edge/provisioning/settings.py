@@ -65,6 +65,9 @@ class ProvisioningSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     reload_command: tuple[str, ...] = ()
     """Brings the folder `broker` to the broker and makes it read its files again. Run in the provisioning directory,
     without a shell."""
+    revocation_list_url: Annotated[str, Meta(max_length=1000, pattern=r"^(https?://[!-~]+)?\Z")] = ""
+    """Where the broker fetches the list, if it is one that looks there and takes no file (broker_config/CLUSTER.md). It
+    stands in every client's certificate, so it should be set before any is made."""
     lifetimes: Lifetimes = Lifetimes()
 
     def __post_init__(self) -> None:

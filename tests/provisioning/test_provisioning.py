@@ -104,6 +104,16 @@ def test_no_certificate_outlives_its_authority_and_none_is_made_after_it() -> No
         authority.issue_client("a", key, lifetime=DAY, now=NOW + 11 * DAY)
 
 
+def test_a_list_that_brokers_fetch_is_named_in_clients_certificates_and_in_itself(tmp_path: Path) -> None:
+    url = "http://broker.local/revoked.pem"
+    begin(tmp_path / "provisioning", msgspec.structs.replace(SETTINGS, revocation_list_url=url), now=NOW)
+    certificate = x509.load_pem_x509_certificate(add(tmp_path / "provisioning", "pi-01").certificate.encode())
+    (point,) = certificate.extensions.get_extension_for_class(x509.CRLDistributionPoints).value
+    revocations = x509.load_pem_x509_crl((tmp_path / "provisioning" / "broker" / "revoked.pem").read_bytes())
+    issuing = revocations.extensions.get_extension_for_class(x509.IssuingDistributionPoint).value
+    assert point.full_name == issuing.full_name == [x509.UniformResourceIdentifier(url)]
+
+
 @pytest.mark.parametrize(
     "name", ["", "a/b", "+", "#", "a b", "a\n", "ä", "x" * 65, "../x", "broker", "coordinator", "Provisioner"]
 )
@@ -462,6 +472,7 @@ def test_a_ledger_of_a_later_version_is_refused(root: Path) -> None:
         ("port = 0", "port"),
         ("broker_hosts = []", "broker_hosts"),
         ('broker_hosts = ["a:1"]', "without a port"),
+        ('revocation_list_url = "revoked.pem"', "revocation_list_url"),
         ("renew_before_days = 365", "less than certificate_days"),
         ("certificate_day = 3", "did you mean 'certificate_days'"),
     ],
