@@ -16,7 +16,8 @@ import msgspec
 
 from reft_edge.agent.credentials import CertificateReport, ReportRequest
 from reft_edge.errors import ConfigError
-from reft_edge.wire.certificates import MAX_CERTIFICATE_BYTES, certificate_end, certificate_faults, shown
+from reft_edge.wire.certificates import certificate_end, certificate_faults, shown
+from reft_edge.wire.signing import MAX_CERTIFICATE_BYTES
 
 _MAX_REQUEST_BYTES = 64 * 1024
 _LIFETIME_S = 60

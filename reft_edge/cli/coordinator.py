@@ -14,6 +14,11 @@ A settings file:
   [broker]
   host = "broker.local"
 
+  [trust]                           # made by reft-edge provision; without it nothing is signed
+  key_file = "coordinator.key"      # signs tasks; what devices say must be signed, too
+  ca_file = "ca.pem"
+  crl_file = "revoked.pem"
+
   [model]
   name = "vgg_small"                # of the zoo; or "mymodel:build", a function in mymodel.py beside this file
   input_shape = [3, 32, 32]

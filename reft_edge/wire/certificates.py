@@ -18,9 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from reft_edge.errors import ConfigError, RemoteProtocolError
-
-MAX_CERTIFICATE_BYTES = 8 * 1024
-"""PEM. A certificate with an RSA key of 4096 bits has 3 KiB; ours have 1."""
+from reft_edge.wire.signing import MAX_CERTIFICATE_BYTES
 
 MAX_REVOCATION_LIST_BYTES = 2 * 2**20
 """PEM. Some 40,000 revocations."""

@@ -96,8 +96,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, tag="task"):
     broadcast: bool = False
     """Whether the blocks of these blobs lie retained on `blob/<transfer>/<index>`; else ask on `up`."""
     sequence: Count = 0
-    """Rises with all that a coordinator says on `task`; a device that checks signatures refuses a lower one than it has
-    accepted, which is an old message that somebody plays again."""
+    """Rises with all that a coordinator says on `task`. A device refuses a lower one than it has obeyed: that is an old
+    message, which somebody plays again, or a broker that was restarted."""
     schema: int = SCHEMA
 
 
