@@ -19,7 +19,8 @@ from reft_edge.coordinator.robust.geometry import measure
 from reft_edge.coordinator.robust.merging import merge_robustly
 from reft_edge.coordinator.robust.nearest_neighbours import mixed_trimmed_mean, nearest
 from reft_edge.coordinator.robust.stack import UpdateStack
-from reft_edge.errors import FederationError
+from reft_edge.coordinator.settings import load_federation, run_digest
+from reft_edge.errors import ConfigError, FederationError
 
 RULES = ("trimmed_mean", "median", "monna", "flag")
 PARAMETERS = ("conv.weight", "odd")
@@ -311,3 +312,22 @@ def test_hostile_is_a_number_or_a_share_and_always_a_minority():
     assert [AggregationSettings(hostile=3).n_hostile(n) for n in (1, 4, 6, 7, 100)] == [0, 1, 2, 3, 3]
     assert [AggregationSettings().n_dimensions(n) for n in (1, 2, 9, 10)] == [1, 2, 5, 6]
     assert AggregationSettings(subspace=3).n_dimensions(2) == 2
+
+
+def federation(tmp_path, aggregation):
+    path = tmp_path / "federation.toml"
+    path.write_text(
+        'federation = "f"\n[model]\nname = "mlp"\ninput_shape = [3]\nn_outputs = 2\n[distillation]\nepochs = 0\n'
+        f"[aggregation]\n{aggregation}\n"
+    )
+    return load_federation(path)
+
+
+def test_the_rule_is_read_from_the_file_and_may_change_within_a_run(tmp_path):
+    mean, robust = federation(tmp_path, ""), federation(tmp_path, 'rule = "monna"\nhostile = 3')
+    assert mean.aggregation == AggregationSettings()
+    assert robust.aggregation == AggregationSettings(rule="monna", hostile=3)
+    assert run_digest(mean) == run_digest(robust)
+    for wrong in ("hostile = 0.5", "hostile = -1", 'rule = "krum"', "subspace = 0"):
+        with pytest.raises(ConfigError, match="aggregation"):
+            federation(tmp_path, wrong)

@@ -8,7 +8,7 @@ every round; nobody is quarantined, so that each round shows what the rules do b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -130,11 +130,9 @@ class Ground:
         return initial_model(self._architecture, base_dir=self.blobs.root, seed=self.seed)
 
 
-def run_trial(
-    ground: Ground, defence: Defence, attack: str, *, progress: Callable[[int], None] | None = None
-) -> TrialResult:
-    """All rounds under one of `ATTACKS`; `progress(round)` after each. The same arguments give the same result."""
-    return _Trial(ground, defence, attack).run(progress or (lambda _: None))
+def run_trial(ground: Ground, defence: Defence, attack: str) -> TrialResult:
+    """All rounds under one of `ATTACKS`. The same arguments give the same result on one platform."""
+    return _Trial(ground, defence, attack).run()
 
 
 class _Trial:
@@ -154,7 +152,7 @@ class _Trial:
         self._learner = Learner(ground.fresh_model(), self._blobs, self._options, ground.workshop.module)
         self._devices = [self._device(index) for index in range(len(self._settings.ratios))]
 
-    def run(self, progress: Callable[[int], None]) -> TrialResult:
+    def run(self) -> TrialResult:
         weights = self._learner.save()
         accuracy, merged, rejected = [], [], []
         for number in range(1, self._settings.rounds + 1):
@@ -162,12 +160,12 @@ class _Trial:
             good, bad = self._screen(contributions)
             rejected.append(bad)
             if good:
-                outcome = self._learner.merge(weights, good)
-                merged.append(self._accuracy())
-                weights = self._learner.distil(outcome.weights, good, round_number=number).weights
+                weights = self._learner.merge(weights, good).weights
+            merged.append(self._accuracy())
+            if good:
+                weights = self._learner.distil(weights, good, round_number=number).weights
                 self._learner.load(weights)
             accuracy.append(self._accuracy())
-            progress(number)
         return TrialResult(
             accuracy=tuple(accuracy),
             merged=tuple(merged),
