@@ -66,7 +66,7 @@ def test_a_module_imports_only_what_lies_below_it(path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "must_stay_out"),
     [
-        ("reft_edge.agent.daemon", {"numpy", "onnxruntime", "torch", "PIL", "psutil", "zstandard"}),
+        ("reft_edge.agent.daemon", {"numpy", "onnxruntime", "torch", "PIL", "psutil", "zstandard", "cryptography"}),
         ("reft_edge.agent.trainer", {"torch", "onnx", "paho"}),
         ("reft_edge.cli.main", {"numpy", "torch", "paho", "msgspec", "rich"}),
         ("reft_edge.cli.demo", {"torch"}),
