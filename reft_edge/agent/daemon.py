@@ -57,9 +57,10 @@ from reft_edge.agent.supervisor import Supervisor, WorkerEnded, WorkerSaid
 from reft_edge.agent.trust import open_task, read_identity
 from reft_edge.agent.voice import OFFLINE, Voice
 from reft_edge.bundle.manifest import Manifest
-from reft_edge.errors import BrokerError, BundleError, RemoteProtocolError, ResourceError
+from reft_edge.errors import BrokerError, BundleError, RemoteProtocolError, ResourceError, one_line
 from reft_edge.wire.messages import Close, Done, Task
 from reft_edge.wire.mqtt import Connected, Disconnected, MqttLink, Received, Rejected, TurnedAway
+from reft_edge.wire.patience import for_complaints
 from reft_edge.wire.topics import DeviceTopic, blob_topic, device_topic
 from reft_edge.wire.transfer import Courier, Delivered, Fetched, Lost, TransferEvent
 
@@ -96,11 +97,12 @@ class Daemon:
         self._credentials = Credentials(settings)
         self._care = CertificateCare(self._credentials, self._events, now=time.monotonic())
         self._blob_topics = blob_topic(settings.federation, "", "").rstrip("/") + "/"
+        self._complaints = for_complaints()
         self._courier = Courier(
             self._spool.blobs,
             self._voice.transfer,
             may_serve=self._may_serve,
-            subscribe_block=lambda transfer, name: self._link.subscribe(self._block_topic(transfer, name), 1),
+            subscribe_block=lambda transfer, name: self._link.subscribe(self._block_topic(transfer, name), 0),
             unsubscribe_block=lambda transfer, name: self._link.unsubscribe(self._block_topic(transfer, name)),
         )
 
@@ -259,7 +261,8 @@ class Daemon:
             elif message.topic == self._topic("down") or message.topic.startswith(self._blob_topics):
                 self._transferred(self._courier.handle(message.payload, time.monotonic()))
         except (RemoteProtocolError, BundleError) as exc:
-            logger.warning("%s: dropped: %s", message.topic, exc)
+            if self._complaints.takes(message.topic, time.monotonic()):
+                logger.warning("%s: dropped: %s", one_line(message.topic), exc)
 
     def _obey(self, message: Received) -> None:
         """Raises `RemoteProtocolError` for what the coordinator did not say, or said long ago."""

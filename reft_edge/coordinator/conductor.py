@@ -91,9 +91,9 @@ class Conductor:
         match event:
             case Broken(error=error):
                 raise error
-            case LinkUp(session_present=present):
+            case LinkUp():
                 _log.info("connected to the broker")
-                self._publish_again(blocks_too=not present)
+                self._publish_again()
             case LinkDown(reason=reason):
                 _log.warning("%s; trying again", reason)
             case _:
@@ -233,14 +233,12 @@ class Conductor:
             task = make_task(assignment, current.key, deadline=deadline, classes=classes, sequence=sequence)
             self._network.send_task(device, task, expires_s=max(1.0, deadline - self._clock()))
 
-    def _publish_again(self, *, blocks_too: bool) -> None:
+    def _publish_again(self) -> None:
         """The broker may have lost what was retained, or hold what it wrote to its disk long before it was killed.
 
-        That it still knows our session says nothing about what came after. Blocks that are missing are asked for, but
-        nobody asks for a task.
+        That it still knows our session says nothing about what came after. Blocks that are missing are asked for, and
+        the network seeds them again, but nobody asks for a task.
         """
-        if blocks_too:
-            self._network.seed_again()
         current = self._collector.round
         if current is not None and current.state.phase is Phase.COLLECTING:
             self._send_tasks(current)

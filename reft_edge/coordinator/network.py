@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from reft_edge.bundle.manifest import BlobRef
-from reft_edge.errors import BundleError, RemoteProtocolError
+from reft_edge.errors import BundleError, RemoteProtocolError, one_line
 from reft_edge.wire import mqtt, topics
 from reft_edge.wire.blobs import BlobStore
 from reft_edge.wire.broadcast import Broadcaster
@@ -33,6 +33,7 @@ from reft_edge.wire.messages import (
     decode_status,
     encode,
 )
+from reft_edge.wire.patience import Patience, for_complaints
 from reft_edge.wire.signing import seal, unseal
 from reft_edge.wire.transfer import Courier, Delivered, Fetched, Lost, PullLimiter, TransferEvent
 
@@ -45,6 +46,11 @@ MAX_DEVICES = 100_000
 MAX_INBOX = 10_000
 """While the main thread computes, reports wait. Beyond this many they are dropped: progress is of no use any more, and
 devices repeat what matters until they are answered."""
+
+MAX_TALK_AT_ONCE = 100
+MAX_TALK_PER_S = 10.0
+"""Status, profile and reports of one device, each of which may be a transaction and a line of the events' log. An agent
+says three things when it connects and its progress every two seconds; one that floods us must not crowd out others."""
 
 MAX_BROADCAST_QUEUE_BYTES = 2**20
 """Blocks are seeded while less than this waits to be sent, so that control messages do not wait behind them."""
@@ -136,6 +142,8 @@ class Network:
         """Devices whose courier fetches something: only these need the clock."""
         self._online: set[str] = set()
         self._served: dict[str, frozenset[str]] = {}
+        self._patience = Patience(burst=MAX_TALK_AT_ONCE, per_s=MAX_TALK_PER_S)
+        self._complaints = for_complaints()
         self._events: queue.SimpleQueue[mqtt.Event] = queue.SimpleQueue()
         self._orders: queue.SimpleQueue[_Order] = queue.SimpleQueue()
         self._link = mqtt.MqttLink(
@@ -210,10 +218,6 @@ class Network:
         """Clear what an earlier process seeded."""
         self._order(lambda _: self._broadcaster.clear(sha256, n_blocks))
 
-    def seed_again(self) -> None:
-        """The broker lost its memory: publish the broadcast blobs again."""
-        self._order(lambda _: self._broadcaster.seed_again())
-
     # The network thread.
 
     def _order(self, order: _Order) -> None:
@@ -265,8 +269,11 @@ class Network:
                 try:
                     self._receive(event, now)
                 except (RemoteProtocolError, BundleError) as exc:
-                    _log.warning("%s: dropped: %s", event.topic[:200], exc)
+                    if self._complaints.takes(event.topic, now):
+                        _log.warning("%s: dropped: %s", one_line(event.topic[:200]), exc)
             case mqtt.Connected(session_present=present):
+                if not present:
+                    self._broadcaster.seed_again()  # here, before anything is seeded over this connection
                 self.inbox.put(LinkUp(session_present=present))
                 self._broadcaster.clear_again()
                 self._set_all_connected(now)
@@ -281,6 +288,8 @@ class Network:
         device, topic = topics.parse_device_topic(self._federation, event.topic)
         if not event.payload:  # a cleared retained message
             return
+        if topic != "up" and not self._patience.takes(device, now):
+            raise RemoteProtocolError(f"more than {MAX_TALK_PER_S:g} messages a second; they are not heard")
         match topic:
             case "up":
                 self._tell(device, self._courier(device).handle(event.payload, now))

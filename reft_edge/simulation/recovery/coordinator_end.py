@@ -37,21 +37,19 @@ def main() -> None:
         )
         for device in orders.devices:
             network.serve(device, [ref.sha256 for ref in orders.served])
-        if orders.broadcast:
-            network.broadcast(orders.served)
         for device, ref in orders.pulled.items():
             network.pull(device, ref)
         network.start(wait_s=CONNECT_TIMEOUT_S)
+        if orders.broadcast:
+            network.broadcast(orders.served)
         while True:
-            _tell(network, network.inbox.get())
+            _tell(network.inbox.get())
 
 
-def _tell(network: Network, event: object) -> None:
+def _tell(event: object) -> None:
     now = time.monotonic()
     match event:
-        case LinkUp(session_present=present):
-            if not present:
-                network.seed_again()
+        case LinkUp():
             ends.say(ends.Up(device=NAME, at=now))
         case LinkDown(reason=reason):
             ends.say(ends.Down(device=NAME, at=now, reason=reason))

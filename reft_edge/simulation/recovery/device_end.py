@@ -39,7 +39,7 @@ class DeviceEnd:
         self._courier = Courier(
             BlobStore(Path(orders.directory) / device),
             lambda payload: self._publish("up", payload, qos=0),
-            subscribe_block=lambda transfer, name: self._link.subscribe(self._block_topic(transfer, name), 1),
+            subscribe_block=lambda transfer, name: self._link.subscribe(self._block_topic(transfer, name), 0),
             unsubscribe_block=lambda transfer, name: self._link.unsubscribe(self._block_topic(transfer, name)),
         )
 

@@ -66,6 +66,8 @@ class Pair:
             try:
                 word = ends.parse(self._words[side].get(timeout=0.004 if meanwhile else 0.5))
             except Empty:
+                if self._running[side].status is not None:
+                    break
                 continue
             if isinstance(word, ends.Gone):
                 raise FederationError(f"{word.device}: {word.reason}")
