@@ -24,7 +24,10 @@ import pytest
 from cryptography import x509
 
 from reft_edge.agent.link_probe import measure_link
+from reft_edge.agent.settings import AgentSettings
 from reft_edge.cli.main import main
+from reft_edge.cli.profile_device import agent_login
+from reft_edge.data.settings import DataSettings
 from reft_edge.errors import BrokerError
 from reft_edge.provisioning.authority import Authority, new_client_key, new_server_key, private_pem
 from reft_edge.provisioning.directory import Provisioning
@@ -185,8 +188,10 @@ def test_two_devices_hear_their_own_tasks_and_the_shared_blobs_only(broker: Brok
 
 
 def test_a_device_measures_its_link_where_no_other_device_can_meddle(broker: Broker) -> None:
-    login = msgspec.structs.replace(broker.device("pi-01"), username="pi-01")
-    assert measure_link(login, budget_s=0.1).up_bytes_per_s > 0
+    agent = AgentSettings(
+        device="pi-01", federation=FEDERATION, broker=broker.device("pi-01"), data=DataSettings(path="data")
+    )
+    assert measure_link(agent_login(agent), budget_s=0.1).up_bytes_per_s > 0
 
     mine, theirs = probe_topics("pi-01", "x"), probe_topics("pi-02", "x")
     with (

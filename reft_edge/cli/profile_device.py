@@ -8,6 +8,7 @@ examples:
   reft-edge profile-device --quick --json | jq .training_flops_per_s.value
   reft-edge profile-device --output board.toml          a profile for `reft-edge plan --profile board.toml`
   reft-edge profile-device --broker broker.local:1883   measures the link too
+  reft-edge profile-device --agent agent.toml           the link to the agent's broker, with its certificate
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import msgspec
 
 from reft_edge.agent.profiler import measure_profile
+from reft_edge.agent.settings import AgentSettings
 from reft_edge.errors import ConfigError, ResourceError
 from reft_edge.profiling.profile import DeviceProfile, Quantity
 from reft_edge.wire.endpoint import BrokerSettings, parse_broker
@@ -32,6 +34,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the profile as one JSON document")
     parser.add_argument("--output", type=Path, metavar="FILE.toml", help="write the profile to this file")
     parser.add_argument("--broker", metavar="HOST[:PORT]", help="measure round trip and throughput to this MQTT broker")
+    parser.add_argument(
+        "--agent", type=Path, metavar="AGENT_TOML", help="measure to the broker of this agent, as it; stop it first"
+    )
     parser.add_argument(
         "--username", metavar="NAME", help="log in to the broker with this name; stop the agent first, which has it too"
     )
@@ -72,6 +77,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _broker(args: argparse.Namespace) -> BrokerSettings | None:
     """The broker to measure. Raises `ConfigError` for options that do not go together."""
+    if args.agent is not None:
+        if args.broker is not None or args.username is not None:
+            raise ConfigError("--agent says which broker and how to log in; leave out --broker and --username")
+        return agent_login(AgentSettings.read(args.agent))
     if args.username is None and args.password_file is not None:
         raise ConfigError("--password-file needs --username")
     if args.broker is None:
@@ -79,6 +88,14 @@ def _broker(args: argparse.Namespace) -> BrokerSettings | None:
             raise ConfigError("--username needs --broker")
         return None
     return msgspec.structs.replace(parse_broker(args.broker), username=args.username, password_file=args.password_file)
+
+
+def agent_login(settings: AgentSettings) -> BrokerSettings:
+    """The agent's broker, with the user name that it has there: with a certificate it is the device's name."""
+    broker = settings.broker
+    if broker.certificate_file is None or broker.username is not None:
+        return broker
+    return msgspec.structs.replace(broker, username=settings.device)
 
 
 def _positive(text: str) -> int:

@@ -52,6 +52,8 @@ def test_quick_json_and_output_agree_and_can_be_planned_with(
     [
         (["--output", "missing/board.toml"], 2, "missing"),
         (["--username", "pi-01"], 2, "--broker"),
+        (["--agent", "missing.toml"], 2, "missing.toml"),
+        (["--agent", "agent.toml", "--broker", "localhost"], 2, "leave out --broker"),
         (["--broker", "localhost", "--password-file", "secret"], 2, "--username"),
         (["--broker", "localhost", "--username", "pi-01", "--password-file", "missing"], 2, "missing"),
         (["--broker", "localhost:many"], 2, "localhost:many"),
