@@ -2,7 +2,7 @@
 
 All of it lies in one folder, the provisioning directory, with the private key of the federation's own authority: keep
 it on a machine of yours and a copy offline. Settings are in its provisioning.toml; the key of a device is only in its
-enrolment file, which you bring to the device and delete.
+enrolment file, which you bring to the device and delete here.
 
 What `revoke` does: no new connection is accepted from the device, and the one that it has ends. `reload_command` in
 provisioning.toml says how the broker is made to read its files again. The revocation list has a date, after which the
@@ -117,9 +117,10 @@ def _init(args: argparse.Namespace) -> int:
     paths = begin(args.directory, settings, places=places, now=_now()).paths
     directory = "" if args.directory == DEFAULT_DIRECTORY else f" --directory {args.directory}"
     print(f"{paths.root} is the authority of federation {settings.federation!r}. Keep a copy of it offline. Now:")
-    print(f"  broker       mosquitto -c {paths.broker / 'mosquitto.conf'}")
     if args.service:
-        print(f"               after bringing {paths.broker} to {SERVICE_FILES}; set reload_command to do so")
+        print(f"  broker       bring {paths.broker} to {SERVICE_FILES} and start reft-edge-broker.service")
+    else:
+        print(f"  broker       mosquitto -c {paths.broker / 'mosquitto.conf'}")
     print(f"  coordinator  copy the lines of {paths.coordinator / 'federation-tables.toml'} into federation.toml")
     print(f"  each device  reft-edge provision add-device ID{directory}")
     print(f"  every day    reft-edge provision refresh-crl{directory}; reft-edge provision renew --publish{directory}")
@@ -144,9 +145,7 @@ def _add_device(args: argparse.Namespace) -> int:
     with opened(args.directory, now=_now()) as provisioning:
         had_one = provisioning.ledger.newest(args.device) is not None
         path = add_device(provisioning, args.device, replace=args.replace, now=_now())
-    print(
-        f"{path}: bring it to {args.device}, install it there with `reft-edge agent --enrol`, then delete both copies"
-    )
+    print(f"{path}: bring it to {args.device}, install it there with `reft-edge agent --enrol`, and delete this copy")
     if had_one:
         _enforce(provisioning, args.device)
     return 0
