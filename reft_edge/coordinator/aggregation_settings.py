@@ -28,8 +28,8 @@ class AggregationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     """Devices that may be hostile: how many (a whole number), or which share of those that took part in the round
     (below 0.5, rounded up). `trimmed_mean` and `monna` use it."""
     subspace: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
-    """For `flag`: dimensions of the subspace that the updates are projected on. By default half the devices that took
-    part, rounded up from (n + 1) / 2, as in the paper."""
+    """For `flag`: dimensions of the subspace that the updates are projected on. By default (n + 1) / 2 of the n devices
+    that took part, rounded up, as in the paper."""
 
     def n_hostile(self, n_devices: int) -> int:
         """How many of `n_devices` to assume hostile: less than half of them, whatever the settings say."""
