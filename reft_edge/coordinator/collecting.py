@@ -12,7 +12,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, Literal, assert_never
 
 import msgspec
 
@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from reft_edge.coordinator.parts import RunParts
 
 _log = logging.getLogger(__name__)
+
+MAX_REASON = 500
+"""Characters of a reason that are stored and shown."""
 
 MAX_ANNOUNCED = 8
 """Different updates that a device may announce for one task. A device trains a task again when it has lost its update;
@@ -295,19 +298,31 @@ class Collector:
         record = self._store.update(current.assignments[device].task, sha256)
         if record is None or record.state != "offered":
             return
+        contribution = current.contribution(record)
         try:
-            check_update(current.contribution(record), self._blobs, max_steps=current.max_steps(record))
+            check_update(contribution, self._blobs, max_steps=current.max_steps(record))
         except BundleError as exc:
-            self._reject(current, record, str(exc), now)
+            # What our own disk has lost is not held against the device; a damaged blob is gone when it has been read.
+            ours = not (self._blobs.has(sha256) and self._blobs.has(contribution.weights.blob.sha256))
+            reason = str(exc)[:MAX_REASON]  # may quote names out of the update
+            self._reject(current, record, reason, now, fate="damaged" if ours else "rejected")
             return
         received = rounds.Received(device=device, now=now, sha256=sha256)
         self._decide(current, received, self._with_state(record, "received", "", now), now)
 
-    def _reject(self, current: OpenRound, record: UpdateRecord, reason: str, now: float) -> None:
+    def _reject(
+        self,
+        current: OpenRound,
+        record: UpdateRecord,
+        reason: str,
+        now: float,
+        *,
+        fate: Literal["rejected", "damaged"] = "rejected",
+    ) -> None:
         sha256 = record.manifest.blob.sha256
         rejected = rounds.Rejected(device=record.device, now=now, sha256=sha256, reason=reason)
-        record = self._with_state(record, "rejected", reason, now)
-        self._decide(current, rejected, record, now, kept=self._keep(current, record))
+        record = self._with_state(record, fate, reason, now)
+        self._decide(current, rejected, record, now, kept=self._keep(current, record) if fate == "rejected" else "")
 
     def _keep(self, current: OpenRound, record: UpdateRecord) -> str:
         """Put a rejected update apart; where its note is, or nothing."""

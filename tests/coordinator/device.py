@@ -47,7 +47,9 @@ Behaviour = Literal[
 `out_of_memory`: fails unless pruned. `huge`: announces an update of a gigabyte. `nan`: writes values that are not
 finite. `shapes`: sends tensors of other shapes. `lazy`: sends zeros and says that its training took years. `loud`: its
 parameters change 40 times as much, and it claims a million times as many samples. `thief`: announces its update for
-another device's task too. `flood`: never ends announcing other useless updates."""
+another device's task too. `flood`: announces `N_FLOODS` different useless updates for each task."""
+
+N_FLOODS = 20
 
 LOUD = 40.0
 """Times an honest change: within what the weights allow, and far beyond what the others send."""
@@ -121,7 +123,7 @@ class Device:
         self._late_report: messages.Report | None = None
         self._said_again = False
         self._n_sent = 0
-        self.n_floods = 20
+        self.flooded = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name)
 
     def __enter__(self) -> Device:
@@ -209,8 +211,10 @@ class Device:
                 self._done(self.tasks[-1], self._update * np.float32(0.5))
             elif isinstance(event, Delivered) and self._behaviour == "flood":
                 self._n_sent += 1
-                if self._n_sent <= self.n_floods:
+                if self._n_sent < N_FLOODS:
                     self._done(self.tasks[-1], self._update * np.float32(1 + self._n_sent))
+                else:
+                    self.flooded.set()
 
     def _fetched(self, sha256: str) -> None:
         task = self.tasks[-1]
