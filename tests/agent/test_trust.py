@@ -13,6 +13,7 @@ from reft_edge.agent.settings import AgentSettings
 from reft_edge.agent.spool import Spool
 from reft_edge.agent.trust import open_task, read_identity
 from reft_edge.errors import ConfigError, RemoteProtocolError
+from reft_edge.wire.endpoint import BrokerSettings
 from reft_edge.wire.messages import Close, Task, encode
 from reft_edge.wire.signing import SigningKey, seal
 from tests.agent.test_session import task
@@ -150,3 +151,19 @@ def test_a_file_of_no_use_is_named(site: TrustedSite, tmp_path: Path, name: str,
         broken.chmod(0o600)
     with pytest.raises(ConfigError, match=name):
         read_identity(settings(tmp_path, table))
+
+
+@pytest.mark.parametrize(
+    ("host", "is_here"),
+    [
+        ("localhost", True),
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("broker.local", False),
+        ("127.evil.example", False),
+        ("10.0.0.1", False),
+    ],
+)
+def test_only_a_broker_on_this_machine_needs_no_warning(host: str, is_here: bool) -> None:
+    assert BrokerSettings(host=host).is_on_this_machine is is_here
