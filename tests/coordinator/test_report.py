@@ -18,6 +18,7 @@ from reft_edge.coordinator.events import (
     Finished,
     Planned,
     PlannedDevice,
+    Quarantined,
     RoundClosed,
     RoundDistilled,
     RoundMerged,
@@ -25,7 +26,7 @@ from reft_edge.coordinator.events import (
     UpdateSeen,
 )
 from reft_edge.coordinator.records import Prediction
-from reft_edge.coordinator.report.live import watcher
+from reft_edge.coordinator.report.live import PlainWatcher, watcher
 from reft_edge.coordinator.report.page import to_html
 from reft_edge.coordinator.report.record import CentralFigures, RunReport, gather, to_json
 from reft_edge.coordinator.report.stream import read_event, read_events
@@ -176,3 +177,29 @@ def test_the_terminal_s_tables_carry_the_page_s_figures():
     print_report(gather(events(), central=CentralFigures(value=0.99, epochs=4, samples=10, seconds=1.0)), console)
     for expected in ("91.0%", "99.0%", "-8.0 points", "5.9 KiB", "5.00 s", "4.0 KiB"):
         assert expected in console.file.getvalue()
+
+
+def test_a_rejected_update_and_its_device_s_quarantine_are_shown_everywhere():
+    """The last word on an update counts: it was received, and taken back beside the others."""
+    took = Measured(download_s=1, start_s=1, training_s=2, steps=3, peak_memory_bytes=9)
+    told = [
+        *events(n_rounds=1),
+        UpdateSeen(round=1, device="nano", state="rejected", reason="<i>40 times", kept="a/b.json", measured=took),
+        Quarantined(device="nano", reason="3 tasks in a row"),
+    ]
+    report = gather(told)
+    (rejected,) = report.rejected
+    assert (rejected.device, rejected.round, rejected.kept) == ("nano", 1, "a/b.json")
+    assert next(one for one in report.devices if one.device == "nano").rounds[0].state == "rejected"
+    page, console = to_html(report), Console(file=io.StringIO(), width=150)
+    print_report(report, console)
+    lines: list[str] = []
+    plain = PlainWatcher(lines.append)
+    for event in told:
+        plain.show(event)
+    assert "&lt;i&gt;40 times" in page
+    assert "<i>40 times" not in page
+    assert "Rejected in round 1, nano: <i>40 times" in console.file.getvalue()
+    assert "round 1: update of nano is rejected: <i>40 times" in lines
+    for shown in (page, console.file.getvalue(), "\n".join(lines)):
+        assert "3 tasks in a row" in shown

@@ -176,7 +176,8 @@ class FleetView:
             row.measured_s = event.measured.download_s + event.measured.start_s + event.measured.training_s
         if event.state == "received":
             return f"round {event.round}: update of {event.device}, {seconds_text(row.measured_s)}"
-        return f"round {event.round}: update of {event.device} is {event.state} {event.reason}".rstrip()
+        reason = f": {event.reason}" if event.reason else ""
+        return f"round {event.round}: update of {event.device} is {event.state}{reason}"
 
 
 class Watcher(Protocol):
