@@ -1,15 +1,16 @@
 """How fast this device's way to the broker is: round trip, up and down.
 
 Nothing but ordinary messages through the broker, so it measures what blocks will get, TLS and broker included. The
-device talks to itself under a topic that nobody else has:
+device talks to itself on two topics that nobody else has:
 
 - round trip: a small message that comes back by subscription;
-- up: retained blocks, then a small message. A broker reads a connection in order, so when the small one comes back,
-  the blocks have arrived;
-- down: subscribing to the retained blocks makes the broker send them all.
+- up: blocks that nobody reads, then a small message. A broker reads a connection in order, so when the small one comes
+  back, the blocks have arrived;
+- down: a retained block, which the broker sends at each subscription.
 
-The blocks are removed again. A broker whose access rules lack the line for probes that broker_config/reft-edge.acl has
-refuses such messages or drops them without a word; the error says so.
+The block is removed again. There is one, so that the access rules can name its topic: with room for more, a malicious
+device could fill the broker. A broker whose rules lack the lines for probes that broker_config/reft-edge.acl has refuses
+such messages or drops them without a word; the error says so.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _ANSWER_S = 15.0
 _FIRST_ECHOES = 5
 _FIRST_BLOCKS = 2
 _MAX_BLOCKS = 64
-"""4 MiB: at 100 MB/s that is 40 ms, enough to be timed; it also stays below what brokers queue for one client."""
+"""4 MiB: at 100 MB/s that is 40 ms, enough to be timed."""
 
 _SHORTEST_S = 1e-6
 """Noise can make a transfer on loopback look shorter than a round trip."""
@@ -85,14 +86,13 @@ class _Probe:
                 up_s = self._send_blocks(n_blocks)
             down_s = self._fetch_blocks(n_blocks)
         finally:
-            for index in range(n_blocks):
-                self._link.publish(f"{self._block_topic}/{index}", b"", qos=1, retain=True)
+            self._link.publish(self._block_topic, b"", qos=1, retain=True)
         n_bytes = n_blocks * BLOCK_BYTES
         return LinkSpeed(
             round_trip_s=round_trip,
-            # Every transfer waits for one round trip besides its bytes.
+            # Up waits for one round trip besides its bytes, down for one a block.
             up_bytes_per_s=n_bytes / max(_SHORTEST_S, up_s - round_trip),
-            down_bytes_per_s=n_bytes / max(_SHORTEST_S, down_s - round_trip),
+            down_bytes_per_s=n_bytes / max(_SHORTEST_S, down_s - n_blocks * round_trip),
         )
 
     def _wait_until_subscribed(self) -> None:
@@ -111,21 +111,22 @@ class _Probe:
         return time.perf_counter() - start
 
     def _send_blocks(self, n_blocks: int) -> float:
-        """Seconds until the broker has taken `n_blocks` retained blocks."""
+        """Seconds until the broker has taken `n_blocks` blocks; the last of them it keeps."""
         start = time.perf_counter()
         for index in range(n_blocks):
             # Random bytes, so that no link on the way compresses them.
             block = secrets.token_bytes(BLOCK_BYTES)
-            self._link.publish(f"{self._block_topic}/{index}", block, qos=1, retain=True)
+            self._link.publish(self._block_topic, block, qos=1, retain=index == n_blocks - 1)
         self._link.publish(self._echo_topic, b"end", qos=1)
         self._wait_for({self._echo_topic: b"end"})
         return time.perf_counter() - start
 
     def _fetch_blocks(self, n_blocks: int) -> float:
-        """Seconds until the broker has sent all retained blocks."""
+        """Seconds until the broker has sent the retained block `n_blocks` times."""
         start = time.perf_counter()
-        self._link.subscribe(f"{self._block_topic}/+", 0)
-        self._wait_for({f"{self._block_topic}/{index}": None for index in range(n_blocks)})
+        for _ in range(n_blocks):
+            self._link.subscribe(self._block_topic, 0)
+            self._wait_for({self._block_topic: None})
         return time.perf_counter() - start
 
     def _wait_for(self, expected: dict[str, bytes | None]) -> None:
@@ -151,5 +152,5 @@ class _Probe:
     def _silence(self) -> BrokerError:
         return BrokerError(
             f"broker {self._address} does not return our own messages on {self._echo_topic} within {_ANSWER_S:g} s; "
-            "its access rules must allow reft/probe/<user name>/# as broker_config/reft-edge.acl does"
+            "its access rules must allow reft/probe/<user name>/echo and /block as broker_config/reft-edge.acl does"
         )

@@ -10,8 +10,8 @@
     reft/v1/<federation>/blob/<transfer>/<index>   down  retained, QoS 1, blocks that many devices want
     reft/v1/<federation>/blob/<transfer>/offer     down  retained, QoS 1, how that blob is cut
 
-    reft/probe/<user name>/<client id>/...    a device that measures its link talks to itself here; outside reft/v1/,
-                                              where the next level is a federation's name
+    reft/probe/<user name>/echo, .../block     a device that measures its link talks to itself here; outside reft/v1/,
+                                               where the next level is a federation's name
 
 Names that could break out of their level (`/`, `+`, `#`, spaces) are refused where they come in.
 """
@@ -68,8 +68,11 @@ def is_blob_topic(federation: str, topic: str) -> bool:
 
 
 def probe_topics(username: str | None, client_id: str) -> str:
-    """What the probe topics of a client begin with; broker_config/reft-edge.acl grants them by user name."""
-    return f"{PROBE_PREFIX}/{re.sub('[/+#]', '_', username or 'anonymous')}/{client_id}"
+    """What the probe topics of a client begin with; broker_config/reft-edge.acl grants them by user name.
+
+    Where users have no names, the client's keeps probes apart.
+    """
+    return f"{PROBE_PREFIX}/{re.sub('[/+#]', '_', username or client_id)}"
 
 
 def parse_device_topic(federation: str, topic: str) -> DeviceAddress:
