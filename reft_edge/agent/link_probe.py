@@ -9,8 +9,8 @@ device talks to itself on two topics that nobody else has:
 - down: a retained block, which the broker sends at each subscription.
 
 The block is removed again. There is one, so that the access rules can name its topic: with room for more, a malicious
-device could fill the broker. A broker whose rules lack the lines for probes that broker_config/reft-edge.acl has refuses
-such messages or drops them without a word; the error says so.
+device could fill the broker. A broker whose rules lack the lines for probes that broker_config/reft-edge.acl has
+refuses such messages or drops them without a word; the error says so.
 """
 
 from __future__ import annotations
