@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
+import signal
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from types import FrameType
 
 import msgspec
 
 from reft_edge.errors import ConfigError, ResourceError
+from reft_edge.simulation.children import end_with_parent
 from reft_edge.simulation.faults import disk
 from reft_edge.simulation.faults.drawing import draw
 from reft_edge.simulation.faults.play import play
@@ -83,16 +87,22 @@ def run_campaign(plan: Plan, kept: Sequence[Outcome] = ()) -> Iterator[Outcome]:
     have = {outcome.seed for outcome in kept}
     seeds = [seed for seed in (UNDISTURBED, *plan.seeds) if seed not in have]
     context = multiprocessing.get_context("spawn")  # the kernel ends a run's processes with the thread that began them
-    with ProcessPoolExecutor(plan.jobs, mp_context=context, initializer=_be_quiet) as pool:
+    pool = ProcessPoolExecutor(plan.jobs, mp_context=context, initializer=_begin)
+    try:
         futures = [pool.submit(play_seed, seed, plan) for seed in seeds]
         for future in as_completed(futures):
             yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def play_seed(seed: int, plan: Plan) -> Outcome:
     """One run of a campaign."""
     name = "undisturbed" if seed == UNDISTURBED else f"seed-{seed}"
-    return play(script_of(seed, plan), plan.directory / name, plan.options, keep=plan.keep)
+    try:
+        return play(script_of(seed, plan), plan.directory / name, plan.options, keep=plan.keep)
+    except SystemExit as exc:  # the run is cleaned up; the pool would keep this process, and hand it the next one
+        os._exit(int(exc.code or 1))
 
 
 def script_of(seed: int, plan: Plan) -> Script:
@@ -150,6 +160,14 @@ def summarize(outcomes: Iterable[Outcome]) -> Summary:
     )
 
 
-def _be_quiet() -> None:
-    """In a process that plays: a broker that is away is no news here."""
-    logging.getLogger("reft_edge").setLevel(logging.ERROR)
+def _begin() -> None:
+    """In a process that plays: end with the campaign, and in order, so that nothing is left mounted or running."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end)
+    if (follow := end_with_parent()) is not None:
+        follow()
+    logging.getLogger("reft_edge").setLevel(logging.ERROR)  # a broker that is away is no news here
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

@@ -97,6 +97,7 @@ class _Play:
                 self._missed = tuple(fault.kind for fault in injector.missed)
             self._say_farewell(cast)
             self._stop_agents(cast)
+            cast.coordinator.kill()  # it has ended, unless something is wrong already
             self.complaints += left_at_broker(broker)
             broker.stop()
             self._inspect()
