@@ -290,9 +290,10 @@ class Network:
             return
         if topic != "up" and not self._patience.takes(device, now):
             raise RemoteProtocolError(f"more than {MAX_TALK_PER_S:g} messages a second; they are not heard")
+        courier = self._courier(device)  # first of all: it bounds how many devices the main thread hears of
         match topic:
             case "up":
-                self._tell(device, self._courier(device).handle(event.payload, now))
+                self._tell(device, courier.handle(event.payload, now))
             case "status":
                 status = decode_status(event.payload)
                 self._set_online(device, status.online, now)

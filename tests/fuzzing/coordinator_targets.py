@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -138,13 +139,16 @@ class _Collecting:
 
     def _fresh_store(self) -> Store:
         if self._n_runs % RUNS_A_STORE == 0:
-            if self._store is not None:
-                self._store.close()
+            self.close()
             shutil.rmtree(self._directory, ignore_errors=True)
             self._store = Store(self._directory)
         self._n_runs += 1
         assert self._store is not None
         return self._store
+
+    def close(self) -> None:
+        if self._store is not None:
+            self._store.close()
 
     def _parts(self, store: Store, run: str, network: _Network) -> RunParts:
         nothing: Any = None
@@ -305,8 +309,9 @@ def _planned_device(program: Choices, number: int) -> Device | None:
     )
 
 
-def targets(directory: Path) -> list[Target]:
+def targets(directory: Path, stack: ExitStack) -> list[Target]:
     collecting = _Collecting(directory)
+    stack.callback(collecting.close)
     good = bytes([1, 3, 0, 0, 6, 0, 0, 0, 1, 1, 0, 0, 0, 1, 3, 1, 0, 6, 0, 0, 0])
     return [
         Target(

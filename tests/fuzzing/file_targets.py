@@ -33,6 +33,7 @@ from reft_edge.config import convert_settings, read_toml
 from reft_edge.coordinator.settings import load_federation
 from reft_edge.errors import BundleError, ConfigError, ReftError, RemoteProtocolError
 from reft_edge.profiling.profile import DeviceProfile
+from reft_edge.provisioning.settings import read_settings as read_provisioning
 from reft_edge.wire.certificates import certificate_faults, device_key
 from reft_edge.wire.codecs import decode_tensors, encode_tensors
 from reft_edge.wire.enrolment import Enrolment, decode_enrolment, encode_enrolment
@@ -302,6 +303,20 @@ directory = "out"
 """
 
 
+PROVISIONING_TOML = b"""\
+federation = "fed"
+broker_hosts = ["broker.example", "192.0.2.1", "2001:db8::1"]
+port = 8883
+reload_command = ["systemctl", "reload", "mosquitto"]
+revocation_list_url = "https://broker.example/list.crl"
+[lifetimes]
+authority_days = 7300
+certificate_days = 365
+renew_before_days = 60
+revocation_list_days = 30
+"""
+
+
 class _SettingsFile:
     """A file that one reader reads. What is accepted holds numbers that one can calculate with."""
 
@@ -337,6 +352,7 @@ def settings_targets(directory: Path) -> list[Target]:
         ("agent_toml", AgentSettings.read, AGENT_TOML),
         ("federation_toml", load_federation, FEDERATION_TOML),
         ("profile_toml", DeviceProfile.read, _profile_toml()),
+        ("provisioning_toml", read_provisioning, PROVISIONING_TOML),
         ("toml", _read_toml_of_anything, AGENT_TOML),
     ]
     return [

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -86,8 +87,8 @@ def _repeat(args: argparse.Namespace) -> int:
     if not args.target:
         print("scripts/fuzz: --input needs --target", file=sys.stderr)
         return 2
-    with tempfile.TemporaryDirectory() as directory, silence():
-        target = all_targets(Path(directory))[args.target]
+    with tempfile.TemporaryDirectory() as directory, silence(), ExitStack() as stack:
+        target = all_targets(Path(directory), stack)[args.target]
         print("accepted" if run(target, args.input.read_bytes()) else "refused, as documented")
     return 0
 
@@ -153,18 +154,17 @@ def _run_one(args: argparse.Namespace) -> int:
     folder = args.corpus / args.target
     folder.mkdir(parents=True, exist_ok=True)
     disk = MEMORY_DISK if os.access(MEMORY_DISK, os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=disk, prefix="reft-edge-fuzz-") as directory:
-        if args.engine == "atheris":
-            return _run_atheris(args, folder, Path(directory))
-        return _run_mutate(args, folder, Path(directory))
+    engine = _run_atheris if args.engine == "atheris" else _run_mutate
+    with tempfile.TemporaryDirectory(dir=disk, prefix="reft-edge-fuzz-") as directory, ExitStack() as stack:
+        return engine(args, folder, Path(directory), stack)
 
 
-def _run_mutate(args: argparse.Namespace, folder: Path, directory: Path) -> int:
+def _run_mutate(args: argparse.Namespace, folder: Path, directory: Path, stack: ExitStack) -> int:
     from tests.fuzzing.campaign import Recorder, mutate_seeds
     from tests.fuzzing.harness import silence
     from tests.fuzzing.targets import all_targets
 
-    target = all_targets(directory)[args.target]
+    target = all_targets(directory, stack)[args.target]
     end = time.monotonic() + args.seconds if args.seconds else float("inf")
     recorder = Recorder(target, engine="mutate", crashes=args.corpus / "crashes", record=args.record)
     corpus = [path.read_bytes() for path in sorted(folder.iterdir())]
@@ -173,7 +173,7 @@ def _run_mutate(args: argparse.Namespace, folder: Path, directory: Path) -> int:
     return 0
 
 
-def _run_atheris(args: argparse.Namespace, folder: Path, directory: Path) -> int:
+def _run_atheris(args: argparse.Namespace, folder: Path, directory: Path, stack: ExitStack) -> int:
     import atheris
 
     with atheris.instrument_imports(include=["reft_edge"]):
@@ -182,7 +182,7 @@ def _run_atheris(args: argparse.Namespace, folder: Path, directory: Path) -> int
     from tests.fuzzing.harness import silence
     from tests.fuzzing.mutation import MAX_INPUT_BYTES, mutate
 
-    target = all_targets(directory)[args.target]
+    target = all_targets(directory, stack)[args.target]
     recorder = Recorder(target, engine="atheris", crashes=args.corpus / "crashes", record=args.record)
     seeds = directory / "seeds"
     seeds.mkdir()

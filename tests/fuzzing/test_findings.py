@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -39,8 +40,8 @@ LIMIT = 1 << 24
 
 @pytest.fixture(scope="module")
 def targets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Target]]:
-    with silence():
-        yield all_targets(tmp_path_factory.mktemp("fuzzing"))
+    with silence(), ExitStack() as stack:
+        yield all_targets(tmp_path_factory.mktemp("fuzzing"), stack)
 
 
 def container(header: bytes, data: bytes = b"") -> bytes:

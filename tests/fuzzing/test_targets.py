@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -17,9 +18,8 @@ EXAMPLES = 150
 
 @pytest.fixture(scope="module")
 def targets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Target]]:
-    made = all_targets(tmp_path_factory.mktemp("fuzzing"))
-    with silence():
-        yield made
+    with silence(), ExitStack() as stack:
+        yield all_targets(tmp_path_factory.mktemp("fuzzing"), stack)
 
 
 def test_every_target_has_a_share_and_takes_one_of_its_seeds(targets: dict[str, Target]) -> None:
