@@ -4,8 +4,12 @@ Each agent is slowed and short of memory like a small board, and has its own une
 digits. The coordinator plans, prunes, compiles, sends, merges, distils and exports. At the end the same net is trained
 on all the data in one place, to compare with. Takes one to three minutes on two cores; Ctrl-C ends everything.
 
-Writes the run's folder: settings, data, logs, models, report.html and report.json. Look into its .toml files to see how
-a real federation is set up.
+It is set up as a real fleet: an authority of its own gives everybody a key and a certificate, and tasks and updates are
+signed. With Mosquitto all connections are mutual TLS, too; the embedded broker does not have it, and one that runs
+anyway is reached over plain TCP.
+
+Writes the run's folder: provisioning/ with the keys, federation.toml, a folder a device, logs, models, report.html and
+report.json. Look into it to see how a fleet of your own would look.
 
 examples:
   reft-edge demo
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
     from reft_edge.coordinator.report.record import CentralFigures, RunReport
     from reft_edge.simulation.digits import Digits
     from reft_edge.simulation.run_directory import DemoOptions
+    from reft_edge.simulation.trust import TrustedBroker
     from reft_edge.wire.endpoint import BrokerSettings
 
 DEFAULT_OUTPUT = Path("demo-run")
@@ -104,9 +109,10 @@ def _play(options: DemoOptions, directory: Path, broker: str, shown: Watcher, be
     from reft_edge.simulation.run_directory import prepare
 
     events = []
-    with _broker(broker, directory) as settings, Children() as children:
+    with _broker(broker, directory) as trusted, Children() as children:
+        shown.say(trusted.words)
         digits = load_digits_split(len(options.boards), alpha=options.alpha, seed=options.seed)
-        agents = prepare(directory, options, digits, settings)
+        agents = prepare(directory, options, digits, trusted)
         timeout_s = START_TIMEOUT_S + options.rounds * TIMEOUT_S_A_ROUND
         for event in run_fleet(directory, agents, children=children, timeout_s=timeout_s):
             events.append(event)
@@ -116,6 +122,7 @@ def _play(options: DemoOptions, directory: Path, broker: str, shown: Watcher, be
         "data": f"scikit-learn digits, Dirichlet({options.alpha:g}) over {len(options.boards)} devices",
         "seed": str(options.seed),
         "deadline": f"{options.deadline_s:g} s",
+        "security": trusted.words,
     }
     return gather(events, central=central, seconds=time.monotonic() - began, setting=setting)
 
@@ -148,16 +155,17 @@ def _central(options: DemoOptions, digits: Digits, directory: Path, shown: Watch
 
 
 @contextlib.contextmanager
-def _broker(wanted: str, directory: Path) -> Iterator[BrokerSettings]:
+def _broker(wanted: str, directory: Path) -> Iterator[TrustedBroker]:
     """A broker of the wanted kind that runs for the length of the block, or the address of one that runs anyway."""
-    from reft_edge.simulation.brokers import start_broker
+    from reft_edge.simulation.run_directory import FEDERATION
+    from reft_edge.simulation.trust import start_trusted_broker, trust_at
 
     match wanted:
         case "auto" | "embedded" | "mosquitto":
-            with start_broker(wanted, directory=directory / "broker") as running:
-                yield running.settings
+            with start_trusted_broker(wanted, directory=directory, federation=FEDERATION) as trusted:
+                yield trusted
         case _:
-            yield _address(wanted)
+            yield trust_at(_address(wanted), directory=directory, federation=FEDERATION)
 
 
 def _address(text: str) -> BrokerSettings:

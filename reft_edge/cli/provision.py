@@ -120,8 +120,8 @@ def _init(args: argparse.Namespace) -> int:
     if args.service:
         print(f"  broker       bring {paths.broker} to {SERVICE_FILES} and start reft-edge-broker.service")
     else:
-        print(f"  broker       mosquitto -c {paths.broker / 'mosquitto.conf'}")
-    print(f"  coordinator  copy the lines of {paths.coordinator / 'federation-tables.toml'} into federation.toml")
+        print(f"  broker       mosquitto -c {paths.broker_configuration}")
+    print(f"  coordinator  copy the lines of {paths.federation_tables} into federation.toml")
     print(f"  each device  reft-edge provision add-device ID{directory}")
     print(f"  every day    reft-edge provision refresh-crl{directory}; reft-edge provision renew --publish{directory}")
     print(f"Look through {paths.settings}: how does the broker get its files when they change?")

@@ -78,6 +78,15 @@ class Paths:
         """The broker's copy, which the others follow."""
         return self.broker / "revoked.pem"
 
+    @property
+    def broker_configuration(self) -> Path:
+        return self.broker / "mosquitto.conf"
+
+    @property
+    def federation_tables(self) -> Path:
+        """Lines for federation.toml."""
+        return self.coordinator / "federation-tables.toml"
+
     def enrolment(self, device: str) -> Path:
         return self.devices / f"{device}{_ENROL}"
 

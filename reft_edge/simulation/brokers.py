@@ -1,13 +1,15 @@
 """A broker on this machine, for the demo, for tests and for trying out: Mosquitto where it is installed, else amqtt.
 
-Both run as a child process on loopback, without passwords or encryption, and end with their parent. For a fleet, run
-Mosquitto as a service with the configuration in `broker_config/`.
+Both run as a child process on loopback and end with their parent, and let everybody in without passwords or encryption:
+but for a Mosquitto with a configuration that `reft-edge provision` wrote, which does what it says there. For a fleet,
+run that as a service.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import socket
@@ -23,6 +25,8 @@ from reft_edge.simulation.children import end_with_parent
 from reft_edge.wire.endpoint import BrokerSettings
 
 BrokerKind: TypeAlias = Literal["mosquitto", "embedded"]
+
+LOOPBACK = "127.0.0.1"
 
 START_TIMEOUT_S = 20.0
 """amqtt imports for a second; a board under load takes ten times as long."""
@@ -75,14 +79,20 @@ def choose_kind(kind: Literal["auto", "mosquitto", "embedded"]) -> BrokerKind:
 
 
 class RunningBroker:
-    """A broker child process. As a context manager it stops at the end of the block."""
+    """A broker child process. As a context manager it stops at the end of the block.
 
-    def __init__(self, kind: BrokerKind, *, directory: Path, host: str, port: int) -> None:
+    `configuration`: a file for Mosquitto, instead of one that we write for trying out.
+    """
+
+    def __init__(
+        self, kind: BrokerKind, *, directory: Path, host: str, port: int, configuration: Path | None = None
+    ) -> None:
         self.kind = kind
         self.host = host
         self.port = port
         self.log_path = directory / "broker.log"
         self._directory = directory
+        self._configuration = configuration
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -157,12 +167,13 @@ class RunningBroker:
         program = find_mosquitto()
         if program is None:
             raise BrokerError("mosquitto is not installed any more")
+        return [program, "-c", str(self._configuration or self._write_configuration())]
+
+    def _write_configuration(self) -> Path:
         text = _MOSQUITTO_CONFIGURATION.format(port=self.port, bind=self.host, directory=self._directory)
-        if os.geteuid() == 0:
-            text += "user root\n"  # else it changes to a user that may not write into our directory
         path = self._directory / "mosquitto.conf"
-        path.write_text(text, encoding="utf-8")
-        return [program, "-c", str(path)]
+        path.write_text(_as_this_user(text), encoding="utf-8")
+        return path
 
     def _embedded_command(self) -> list[str]:
         return [sys.executable, "-m", "reft_edge.simulation.embedded_broker", self.host, str(self.port)]
@@ -190,7 +201,7 @@ def start_broker(
     *,
     directory: Path,
     port: int = 0,
-    bind: str = "127.0.0.1",
+    bind: str = LOOPBACK,
 ) -> RunningBroker:
     """Start a broker whose files and log are in `directory`, which is created. Port 0: any free one.
 
@@ -198,10 +209,7 @@ def start_broker(
     `BrokerError` when no broker is installed, the port is taken, or it does not accept within `START_TIMEOUT_S`.
     """
     chosen = choose_kind(kind)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise BrokerError(f"cannot keep the broker's state in {directory}: {exc.strerror or exc}") from exc
+    _make(directory)
     attempts = _PORT_ATTEMPTS if port == 0 else 1
     for attempt in range(attempts):
         broker = RunningBroker(chosen, directory=directory.resolve(), host=bind, port=port or _listen_once(bind, 0))
@@ -213,6 +221,42 @@ def start_broker(
         else:
             return broker
     raise BrokerError("no free port was found")  # unreachable: the last attempt raises
+
+
+def start_provisioned_broker(configuration: Path, *, directory: Path, port: int) -> RunningBroker:
+    """Start the Mosquitto of a provisioning directory; its log is in `directory`, which is created.
+
+    Its `configuration`, which names `port` and all that the broker needs, is changed: to listen on loopback only, and
+    to run as the user that we are. Raises `BrokerError`, as `start_broker`.
+    """
+    _make(directory)
+    try:
+        text = re.sub(rf"(?m)^listener {port}$", rf"\g<0> {LOOPBACK}", configuration.read_text(encoding="utf-8"))
+        configuration.write_text(_as_this_user(text), encoding="utf-8")
+    except OSError as exc:
+        raise BrokerError(f"{configuration} cannot be changed: {exc.strerror or exc}") from exc
+    broker = RunningBroker(
+        "mosquitto", directory=directory.resolve(), host=LOOPBACK, port=port, configuration=configuration
+    )
+    broker.start()
+    return broker
+
+
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on now. Raises `BrokerError`."""
+    return _listen_once(LOOPBACK, 0)
+
+
+def _as_this_user(configuration: str) -> str:
+    """Mosquitto started by root changes to a user that may not write into our directories."""
+    return configuration + ("user root\n" if os.geteuid() == 0 else "")
+
+
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise BrokerError(f"cannot keep the broker's state in {directory}: {exc.strerror or exc}") from exc
 
 
 def _listen_once(host: str, port: int) -> int:

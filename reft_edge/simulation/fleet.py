@@ -31,6 +31,8 @@ _LOOK_S = 0.25
 def run_fleet(directory: Path, agents: Sequence[Path], *, children: Children, timeout_s: float) -> Iterator[Event]:
     """Start coordinator and agents on the prepared `directory`; yields events until the federation has finished.
 
+    `agents`: their settings files, each in the folder of its device somewhere below `directory`.
+
     The processes belong to `children`, which ends them. Raises `FederationError` when one of them fails, or when it all
     takes longer than `timeout_s`.
     """
@@ -39,7 +41,8 @@ def run_fleet(directory: Path, agents: Sequence[Path], *, children: Children, ti
         children, directory, COORDINATOR, ["coordinator", FEDERATION_FILE, "--events"], read_output=True
     )
     for settings in agents:
-        _start(children, directory, settings.stem, ["agent", settings.name])
+        name = f"agent-{settings.parent.name}"
+        _start(children, directory, name, ["agent", str(settings.relative_to(directory))])
     lines = _Lines(coordinator)
     for line in _until_end(lines, coordinator, children, end):
         event = _read(line, coordinator)

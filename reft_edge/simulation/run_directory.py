@@ -1,10 +1,13 @@
-"""The folder of an emulated federation: settings and data, as a person would have written them.
+"""The folder of an emulated federation: settings, keys and data, as a person would have written them.
 
+    <run>/provisioning/                  the authority, and what it made for broker and coordinator
     <run>/federation.toml                the coordinator's settings; results and memory under federation/
-    <run>/agent-<board>.toml             one agent's settings, for each board
-    <run>/data/{public,test,<board>}.npz
-    <run>/spool/<board>/                 the agent's own
-    <run>/logs/<process>.log
+    <run>/data/{public,test}.npz         the coordinator's data
+    <run>/devices/<board>/               what would lie on the device, for each board:
+        agent.toml, data.npz             its settings and samples
+        identity.key, identity.pem, ...  who it is and whom it obeys
+        spool/                           the agent's own
+    <run>/logs/<process>.log, broker/broker.log
 
 Everything needed lies inside, so any of the processes can be started again by hand.
 
@@ -28,8 +31,9 @@ from reft_edge.profiling.profile import DeviceProfile
 from reft_edge.simulation.digits import INPUT_SHAPE, N_CLASSES, Digits, write_part
 
 if TYPE_CHECKING:
-    from reft_edge.wire.endpoint import BrokerSettings
+    from reft_edge.simulation.trust import TrustedBroker
 
+FEDERATION = "digits"
 FEDERATION_FILE = "federation.toml"
 RESULTS = "federation"
 """Folder of the coordinator's results and memory."""
@@ -59,31 +63,31 @@ class DemoOptions(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
 
 
-def prepare(directory: Path, options: DemoOptions, digits: Digits, broker: BrokerSettings) -> list[Path]:
-    """Write settings and data into `directory`; returns the agents' settings files, a board each.
+def prepare(directory: Path, options: DemoOptions, digits: Digits, trusted: TrustedBroker) -> list[Path]:
+    """Write settings and data into `directory`, and enrol the boards; returns the agents' settings files, a board each.
 
     Raises `ConfigError` for an unknown board and `ResourceError` when the disk refuses.
     """
     profiles = {board: DeviceProfile.read(find_board(board)) for board in options.boards}
     write_part(directory / "data" / "public.npz", digits.public, labelled=False)
     write_part(directory / "data" / "test.npz", digits.test)
-    for board, part in zip(options.boards, digits.devices, strict=True):
-        write_part(directory / "data" / f"{board}.npz", part)
-    connection = {"host": broker.host, "port": broker.port, "mqtt_version": broker.mqtt_version}
     try:
-        _write_toml(directory / FEDERATION_FILE, federation_table(options, connection))
-        return [
-            _write_toml(directory / f"agent-{board}.toml", agent_table(board, profile, connection))
-            for board, profile in profiles.items()
-        ]
+        _write_toml(directory / FEDERATION_FILE, federation_table(options, trusted.coordinator_tables()))
+        agents = []
+        for (board, profile), part in zip(profiles.items(), digits.devices, strict=True):
+            device = directory / "devices" / board
+            write_part(device / "data.npz", part)
+            enrolled = trusted.enrol(board, device)
+            agents.append(_write_toml(device / "agent.toml", agent_table(enrolled, profile)))
     except OSError as exc:
         raise ResourceError(f"{directory} cannot be written: {exc.strerror or exc}") from exc
+    return agents
 
 
-def federation_table(options: DemoOptions, connection: Mapping[str, Any]) -> dict[str, Any]:
-    """federation.toml."""
+def federation_table(options: DemoOptions, provisioned: Mapping[str, Any]) -> dict[str, Any]:
+    """federation.toml: what was `provisioned`, and what is trained."""
     return {
-        "federation": "digits",
+        **provisioned,
         "rounds": options.rounds,
         "seed": options.seed,
         "deadline_s": options.deadline_s,
@@ -92,7 +96,6 @@ def federation_table(options: DemoOptions, connection: Mapping[str, Any]) -> dic
         "min_devices": len(options.boards),
         "enrol_wait_s": 90.0,
         "settle_s": 0.0,
-        "broker": dict(connection),
         "model": {
             "name": "digits_cnn",
             "input_shape": list(INPUT_SHAPE),
@@ -114,14 +117,11 @@ def federation_table(options: DemoOptions, connection: Mapping[str, Any]) -> dic
     }
 
 
-def agent_table(board: str, profile: DeviceProfile, connection: Mapping[str, Any]) -> dict[str, Any]:
-    """agent.toml of an emulated board: this machine, slowed and short of memory."""
+def agent_table(enrolled: Mapping[str, Any], profile: DeviceProfile) -> dict[str, Any]:
+    """agent.toml of an emulated board: what its enrolment says, and this machine, slowed and short of memory."""
     return {
-        "device": board,
-        "federation": "digits",
-        "spool": f"spool/{board}",
-        "broker": dict(connection),
-        "data": {"path": f"data/{board}.npz", "holdout_fraction": HOLDOUT_FRACTION},
+        **enrolled,
+        "data": {"path": "data.npz", "holdout_fraction": HOLDOUT_FRACTION},
         "limits": {
             "training_flops_per_s": profile.planning_flops_per_s,
             "memory_bytes": int(profile.planning_memory_bytes),
