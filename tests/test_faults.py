@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from reft_edge.simulation.faults.campaign import UNDISTURBED, summarize
@@ -21,8 +22,8 @@ def fault(kind: Kind, who: str, what: str, number: int, *, device: str = "", pau
     return Fault(kind=kind, moment=moment, device=device, pause_s=pause_s)
 
 
-def played(directory: Path, *faults: Fault, quorum: float = 1.0) -> Outcome:
-    outcome = play(Script(seed=0, quorum=quorum, faults=faults), directory / "run", OPTIONS)
+def played(directory: Path, *faults: Fault, options: SiteOptions = OPTIONS, quorum: float = 1.0) -> Outcome:
+    outcome = play(Script(seed=0, quorum=quorum, faults=faults), directory / "run", options)
     assert outcome.complaints == ()
     assert outcome.missed == ()
     assert (outcome.figures.lost, outcome.figures.twice) == (0, 0)
@@ -40,6 +41,7 @@ def test_who_is_killed_comes_back_and_the_result_is_the_same(tmp_path: Path) -> 
         fault("kill-agent", NORTH, "training", 1, device=NORTH),
         fault("kill-coordinator", COORDINATOR, "update 2", 1),
         fault("kill-agent", EAST, "uploading", 2, device=EAST),
+        options=msgspec.structs.replace(OPTIONS, signed=True),
     )
     broker = played(
         tmp_path, fault("kill-broker", SOUTH, "training", 1), fault("kill-broker", COORDINATOR, "round_merged", 2)

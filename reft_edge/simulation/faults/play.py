@@ -26,6 +26,7 @@ from reft_edge.simulation.faults.ways import Ways
 from reft_edge.simulation.faults.words import COORDINATOR, Figures, Outcome, Script
 from reft_edge.wire.messages import Close, decode_task
 from reft_edge.wire.mqtt import Event, MqttLink, Received
+from reft_edge.wire.signing import unseal
 from reft_edge.wire.topics import PREFIX
 
 TIMEOUT_S = 140.0
@@ -84,7 +85,7 @@ class _Play:
             full = {fault.device for fault in self._script.faults if fault.kind == "disk-full"}
             disks = {device: stack.enter_context(disk.mounted(spool_of(directory, device))) for device in full}
             brokers, quorum = ways.settings, self._script.quorum
-            prepare(directory, self._options, quorum=quorum, brokers=brokers, coordinator=COORDINATOR)
+            prepare(directory, self._options, quorum=quorum, brokers=brokers)
             children = stack.enter_context(Children())
             cast = Cast(directory, devices=devices, broker=broker, ways=ways, children=children)
             cast.start()
@@ -189,9 +190,13 @@ def left_at_broker(broker: RunningBroker) -> list[str]:
             if event.topic == sentinel:
                 return complaints
             kind = event.topic.removeprefix(f"{PREFIX}/{FEDERATION}/").split("/")
-            if kind[0] == "blob" or (kind[-1] == "task" and not isinstance(decode_task(event.payload), Close)):
+            if kind[0] == "blob" or (kind[-1] == "task" and not _is_the_end(event)):
                 complaints.append(f"the broker still holds {event.topic}")
     except queue.Empty:
         return [*complaints, "the broker does not tell what it holds"]
     finally:
         link.stop()
+
+
+def _is_the_end(event: Received) -> bool:
+    return isinstance(decode_task(unseal(event.topic, event.payload).message), Close)

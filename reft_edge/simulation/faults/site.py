@@ -7,12 +7,13 @@ about a second for a round: long enough to be hit.
     <run>/federation.toml, agent-<device>.toml, board-<device>.toml, data/
     <run>/spool/<device>/       mounted with a size of its own where the disk shall be full
     <run>/federation/           the coordinator's results
-    <run>/broker/, <run>/logs/
+    <run>/broker/, <run>/logs/, and <run>/keys/ where everybody signs
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,10 @@ import numpy as np
 import tomli_w
 
 from reft_edge.errors import ResourceError
+from reft_edge.provisioning.authority import Authority, new_client_key, private_pem, public_pem
+from reft_edge.provisioning.files import write_file
 from reft_edge.simulation.digits import INPUT_SHAPE, N_CLASSES, load_digits_split, write_part
+from reft_edge.simulation.faults.words import COORDINATOR
 from reft_edge.simulation.run_directory import FEDERATION_FILE, RESULTS
 
 if TYPE_CHECKING:
@@ -29,10 +33,14 @@ if TYPE_CHECKING:
     from reft_edge.wire.endpoint import BrokerSettings
 
 FEDERATION = "faults"
+KEYS = "keys"
 KEEPALIVE_S = 5
 
 _SAMPLES = 72
 """A device's; as many are public and as many are the test set. What is learned from them does not matter here."""
+
+_LIFETIME = timedelta(days=1)
+"""Of certificates."""
 
 _EVERY_CLASS = 100.0
 """Concentration of the Dirichlet distribution; this large, all devices have like parts."""
@@ -48,27 +56,52 @@ class SiteOptions(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int = 3
     seconds_a_training: float = 1.0
     """How long a device should take for a round's training."""
+    signed: bool = False
+    """Whether everybody has keys, and believes only what is signed. The result is the same."""
 
 
-def prepare(
-    directory: Path, options: SiteOptions, *, quorum: float, brokers: Mapping[str, BrokerSettings], coordinator: str
-) -> None:
-    """Write settings and data. `brokers` says how each device, and `coordinator`, reaches the broker."""
+def prepare(directory: Path, options: SiteOptions, *, quorum: float, brokers: Mapping[str, BrokerSettings]) -> None:
+    """Write settings and data. `brokers` says how each device, and the coordinator, reaches the broker."""
     digits = load_digits_split(len(options.devices), alpha=_EVERY_CLASS, seed=0)
     write_part(directory / "data" / "public.npz", _few(digits.public), labelled=False)
     write_part(directory / "data" / "test.npz", _few(digits.test))
-    settings = {FEDERATION_FILE: _federation_table(options, quorum, brokers[coordinator])}
+    settings = {FEDERATION_FILE: _federation_table(options, quorum, brokers[COORDINATOR])}
     for index, (device, part) in enumerate(zip(options.devices, digits.devices, strict=True)):
         write_part(directory / "data" / f"{device}.npz", _few(part))
         # The last has half the speed, and so gets a smaller variant.
         share = 0.5 if index == len(options.devices) - 1 else 1.0
         settings[f"board-{device}.toml"] = _board_table(device, _flops_per_s(options) * share)
         settings[f"agent-{device}.toml"] = _agent_table(device, brokers[device], _flops_per_s(options) * share)
+    if options.signed:
+        for name, trust in write_keys(directory / KEYS, options.devices).items():
+            settings[name]["trust"] = trust
     try:
         for name, table in settings.items():
             (directory / name).write_text(tomli_w.dumps(table), encoding="utf-8")
     except OSError as exc:
         raise ResourceError(f"{directory} cannot be written: {exc.strerror or exc}") from exc
+
+
+def write_keys(folder: Path, devices: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Keys and certificates for everybody; returns the table [trust] of each settings file. Raises `ResourceError`."""
+    now = datetime.now(UTC)
+    authority = Authority.create(FEDERATION, lifetime=_LIFETIME, now=now)
+    keys = {name: new_client_key() for name in (COORDINATOR, *devices)}
+    files = {"ca.pem": authority.certificate_pem, "coordinator.pub": public_pem(keys[COORDINATOR].public_key())}
+    for name, key in keys.items():
+        files[f"{name}.key"] = private_pem(key)
+        files[f"{name}.pem"] = authority.issue_client(name, key.public_key(), lifetime=_LIFETIME, now=now)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        write_file(folder / name, content, 0o600)
+    tables = {FEDERATION_FILE: {"key_file": f"{KEYS}/{COORDINATOR}.key", "ca_file": f"{KEYS}/ca.pem"}}
+    for device in devices:
+        tables[f"agent-{device}.toml"] = {
+            "key_file": f"{KEYS}/{device}.key",
+            "certificate_file": f"{KEYS}/{device}.pem",
+            "coordinator_key_file": f"{KEYS}/coordinator.pub",
+        }
+    return tables
 
 
 def spool_of(directory: Path, device: str) -> Path:
