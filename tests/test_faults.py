@@ -33,7 +33,7 @@ def played(directory: Path, *faults: Fault, options: SiteOptions = OPTIONS, quor
 
 @pytest.mark.slow
 @pytest.mark.mosquitto
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 @pytest.mark.usefixtures("mosquitto_program")
 def test_who_is_killed_comes_back_and_the_result_is_the_same(tmp_path: Path) -> None:
     processes = played(
@@ -53,7 +53,7 @@ def test_who_is_killed_comes_back_and_the_result_is_the_same(tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.mosquitto
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 @pytest.mark.usefixtures("mosquitto_program")
 def test_a_killed_worker_costs_its_task_and_nothing_else(tmp_path: Path) -> None:
     outcome = played(tmp_path, fault("kill-worker", NORTH, "training", 1, device=NORTH), quorum=0.6)

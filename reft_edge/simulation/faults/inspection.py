@@ -18,7 +18,7 @@ import msgspec
 from reft_edge.bundle.manifest import Manifest
 from reft_edge.coordinator.records import AssignmentRecord, RoundRecord, RunRecord, UpdateRecord, VariantRecord
 from reft_edge.coordinator.rounds import ANSWERED, Phase, Standing
-from reft_edge.coordinator.server import BLOBS
+from reft_edge.coordinator.server import BLOBS, REJECTED
 from reft_edge.coordinator.store import DATABASE_FILE, LOCK_FILE, Store
 from reft_edge.simulation.faults.site import FEDERATION, results_of, spool_of
 from reft_edge.simulation.faults.words import Figures, Script
@@ -184,7 +184,7 @@ def _check_coordinator_files(results: Path, ledger: Ledger) -> list[str]:
         needed |= {ref.sha256 for ref in refs}
     complaints = _strangers(results / BLOBS, frozenset(needed))
     complaints += [f"blob {sha256} is missing" for sha256 in sorted(needed) if not blobs.has(sha256)]
-    complaints += _strangers(results, frozenset({DATABASE_FILE, LOCK_FILE, BLOBS, ledger.run.run}))
+    complaints += _strangers(results, frozenset({DATABASE_FILE, LOCK_FILE, BLOBS, REJECTED, ledger.run.run}))
     unfinished = [path for pattern in ("*.tmp", "*.part") for path in (results / ledger.run.run).rglob(pattern)]
     return complaints + [f"left over: {path.relative_to(results)}" for path in unfinished]
 
