@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,12 +23,19 @@ FEDERATION = "recovery"
 class Stage:
     """As a context manager; processes, links and broker are gone at the end of the block."""
 
-    def __init__(self, directory: Path, *, devices: int = 1, keepalive_s: int = 30) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        devices: int = 1,
+        keepalive_s: int = 30,
+        make_link: Callable[[str, int], TcpProxy] = TcpProxy,
+    ) -> None:
         self.directory = directory
         self.devices = tuple(f"device-{number}" for number in range(devices))
         self.pair = Pair(directory)
         self.broker = start_broker("mosquitto", directory=directory / "broker")
-        self.links = {side: TcpProxy(self.broker.host, self.broker.port) for side in SIDES}
+        self.links = {side: make_link(self.broker.host, self.broker.port) for side in SIDES}
         self._keepalive_s = keepalive_s
 
     def put(self, side: Side, n_bytes: int, *, device: int = 0) -> BlobRef:
