@@ -28,7 +28,6 @@ from reft_edge.coordinator.parts import RunParts
 from reft_edge.coordinator.preparation import Preparation
 from reft_edge.coordinator.records import ExportRecord, MetricRecord, QuarantineRecord, RunRecord, UpdateRecord
 from reft_edge.coordinator.rejected import RejectedUpdates, note_name
-from reft_edge.coordinator.report.page import to_html
 from reft_edge.coordinator.report.record import RejectedUpdate, gather, to_json
 from reft_edge.coordinator.rounds import Phase
 from reft_edge.coordinator.session import Session
@@ -180,7 +179,8 @@ class Coordinator:
             clock=self._clock,
         )
         self._tell_started(parts, resumed=resumed)
-        parts.network.start(wait_s=CONNECT_TIMEOUT_S)
+        # Where no round was ever planned, a typo is likely; a run that was interrupted waits until the broker is back.
+        parts.network.start(wait_s=None if store.rounds(record.run) else CONNECT_TIMEOUT_S)
         try:
             self._play_and_export(parts)
         except FederationError as exc:
@@ -297,6 +297,8 @@ def _finished(summary: Summary) -> events.Finished:
 
 def _write_report(directory: Path, finished: events.Finished) -> None:
     """The run's figures as JSON and as one page. Raises `ResourceError`."""
+    from reft_edge.coordinator.report.page import to_html  # plots: a sixth of all imports, and wanted at the end only
+
     report = gather([*read_log(directory / EVENTS_FILE), finished])
     try:
         (directory / f"{REPORT}.json").write_bytes(to_json(report))
