@@ -158,8 +158,8 @@ class Network:
         self._thread = threading.Thread(target=self._run, name="network", daemon=True)
         self._stopping = False
 
-    def start(self, *, wait_s: float) -> None:
-        """Connect. Raises `BrokerError` when the broker does not accept us within `wait_s`."""
+    def start(self, *, wait_s: float | None) -> None:
+        """Connect. Raises `BrokerError` when the broker does not accept us within `wait_s`; None: tries for ever."""
         self._link.start(wait_s=wait_s)
         self._thread.start()
 
