@@ -72,11 +72,6 @@ class Injector:
         self._waiting.clear()
         self._due.clear()
 
-    @property
-    def pending(self) -> bool:
-        """Whether something is broken now."""
-        return bool(self._reliefs)
-
     def _inflict(self, fault: Fault) -> Relief | None:
         """Do it; returns what undoes it, or None when there was nothing to break."""
         action, _, target = fault.kind.partition("-")

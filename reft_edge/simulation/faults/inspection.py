@@ -26,6 +26,9 @@ from reft_edge.wire.blobs import BlobStore
 
 _DONE = re.compile(r" task (\S+): done$", re.MULTILINE)
 _FULL_DISK = re.compile(r"No space left on device|disk is full|no room for")
+_NO_BROKER_YET = re.compile(
+    r"coordinator: error: broker \S+ (cannot be reached|does not answer)|: error: nobody listens at"
+)
 
 _BROKER_FILES = frozenset({"mosquitto.conf", "mosquitto.db", "broker.log"})
 _SPOOL_FILES = frozenset({"lock", "state.json", "data.json", "blobs", "residuals"})
@@ -113,6 +116,7 @@ def _account(directory: Path, ledger: Ledger, devices: Sequence[str]) -> tuple[F
     fates = {update.task: f"{update.state} {update.reason}".strip() for update in ledger.updates}
     complaints = [f"the update of task {task} was finished and is lost: {fates.get(task, 'unknown')}" for task in lost]
     complaints += [f"counted twice: {name}" for name in twice]
+    complaints += [f"counted, but no agent said so: {task}" for task in sorted(merged.keys() - finished)]
     figures = Figures(
         finished=len(finished), counted=merged.total(), lost=len(lost), twice=len(twice), void=len(finished & void)
     )
@@ -190,11 +194,12 @@ def _check_coordinator_files(results: Path, ledger: Ledger) -> list[str]:
 
 
 def _check_logs(folder: Path, *, full_disk: bool) -> list[str]:
-    """Nothing may fail in a way that nobody foresaw. An agent says that its disk is full, when it is."""
+    """Nothing may fail in a way that nobody foresaw. An agent says that its disk is full, when it is; a coordinator
+    that never found its broker says so, and is started again."""
     complaints = []
     for path in sorted(folder.iterdir()):
         for line in path.read_text(errors="replace").splitlines():
             bad = "Traceback (most recent call last)" in line or " ERROR " in line or ": error: " in line
-            if bad and not (full_disk and _FULL_DISK.search(line)):
+            if bad and not (full_disk and _FULL_DISK.search(line)) and not _NO_BROKER_YET.search(line):
                 complaints.append(f"{path.name}: {line.strip()[:300]}")
     return complaints

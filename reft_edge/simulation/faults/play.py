@@ -13,7 +13,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from reft_edge.errors import ReftError
+from reft_edge.errors import BrokerError, ReftError
 from reft_edge.simulation.brokers import RunningBroker, start_broker
 from reft_edge.simulation.children import Children
 from reft_edge.simulation.faults import disk
@@ -55,7 +55,6 @@ def play(script: Script, directory: Path, options: SiteOptions, *, keep: bool = 
         play.run()
     except ReftError as exc:
         play.complaints.append(f"{type(exc).__name__}: {exc}")
-    play.complaints += [f"process left: {process}" for process in processes_in(directory)]
     outcome = play.outcome(time.monotonic() - began)
     if outcome.survived and not keep:
         shutil.rmtree(directory)
@@ -101,6 +100,8 @@ class _Play:
             cast.coordinator.kill()  # it has ended, unless something is wrong already
             self.complaints += left_at_broker(broker)
             broker.stop()
+            # Here, because `children` ends whatever they have left.
+            self.complaints += [f"process left: {process}" for process in processes_in(directory)]
             self._inspect()
 
     def outcome(self, seconds: float) -> Outcome:
@@ -118,7 +119,11 @@ class _Play:
         )
 
     def _until_finished(self, cast: Cast, injector: Injector) -> None:
-        """Until the coordinator has ended by itself; complains when it failed or takes too long."""
+        """Until the coordinator has ended by itself; complains when it failed or takes too long.
+
+        One that finds no broker when it is started for the first time ends, because a typo is likely; the service
+        manager starts it again (`RestartPreventExitStatus` in `broker_config`), and so do we.
+        """
         progress = Progress(self._directory, self._options.devices)
         poor = any(fault.kind == "poor-link" for fault in self._script.faults)
         timeout_s = POOR_LINK_TIMEOUT_S if poor else TIMEOUT_S
@@ -130,6 +135,9 @@ class _Play:
                 injector.notice(sign, now)
             injector.act(now)
             if not cast.coordinator.killed and cast.coordinator.status is not None:
+                if cast.coordinator.status == BrokerError.exit_code:
+                    cast.coordinator.start()
+                    continue
                 if cast.coordinator.status != 0 or not progress.finished:
                     self.complaints.append(cast.coordinator.obituary())
                 return
