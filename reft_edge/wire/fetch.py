@@ -114,6 +114,7 @@ class Fetch:
         self._round_trip = RoundTrip()
         self._offer_asked_at: float | None = None
         self._last_asked_at = now
+        self.began_at = now
         self.retry_at = now
 
     @property

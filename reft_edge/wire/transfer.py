@@ -45,6 +45,10 @@ MAX_WRONG_HASHES = 3
 """A blob whose blocks fit their offer but whose whole hash is wrong is not tried more often than this."""
 
 
+TURN_S = 60.0
+"""While others wait, a fetch goes to the end of the line after this long: a peer that sends a little now and then would
+keep its place for ever. What is here of the blob stays, so that taking turns costs a window of blocks."""
+
 WAITING_POLL_S = 0.5
 """A fetch that waits for the limiter looks again this often."""
 
@@ -108,6 +112,11 @@ class PullLimiter:
         del self._waiting[token]
         self._active.add(token)
         return True
+
+    @property
+    def contended(self) -> bool:
+        """Whether somebody waits."""
+        return bool(self._waiting)
 
     def release(self, token: object) -> None:
         """Leave the line, or make room. Idempotent."""
@@ -206,13 +215,16 @@ class Courier:
         for transfer, fetch in list(self._active.items()):
             if fetch.retry_at <= now:
                 self._retry(transfer, fetch, now)
+            elif self._turn_ends_at(fetch) <= now:
+                self._limiter.release((self, fetch.ref.sha256))
+                self._line_up(transfer, fetch)
         return self._start_waiting(now)
 
     def next_wakeup(self, now: float) -> float | None:
         """When `tick` is due next, at the earliest now; None while only an arriving payload can change anything."""
         if not self._connected:
             return None
-        times = [fetch.retry_at for fetch in self._active.values()]
+        times = [min(fetch.retry_at, self._turn_ends_at(fetch)) for fetch in self._active.values()]
         if self._waiting and len(self._active) < self._max_parallel:
             times.append(self._started_at + WAITING_POLL_S)  # the limiter has no way to call back
         return max(now, min(times)) if times else None
@@ -272,13 +284,20 @@ class Courier:
         token = (self, fetch.ref.sha256)
         self._limiter.release(token)
         if not self._limiter.acquire(token):
-            del self._active[transfer]
-            fetch.close()
-            self._waiting[fetch.ref.sha256] = (fetch.ref, False)
+            self._line_up(transfer, fetch)
         elif isinstance(fetch.source, BroadcastSource):
             fetch.change_source(self._pull(fetch.ref.sha256), now)
         else:
             fetch.time_out(now)
+
+    def _line_up(self, transfer: str, fetch: Fetch) -> None:
+        """Let others go first. What is here stays on disk."""
+        del self._active[transfer]
+        fetch.close()
+        self._waiting[fetch.ref.sha256] = (fetch.ref, False)
+
+    def _turn_ends_at(self, fetch: Fetch) -> float:
+        return fetch.began_at + TURN_S if self._limiter.contended else float("inf")
 
     def _handle_offer(self, offer: BlobOffer, now: float) -> list[TransferEvent]:
         fetch = self._active.get(transfer_name(offer.sha256))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import itertools
 import random
@@ -16,8 +17,8 @@ from reft_edge.wire.blobs import BlobStore
 from reft_edge.wire.blocks import BLOCK_BYTES, Block, pack_block, transfer_name
 from reft_edge.wire.broadcast import Broadcaster
 from reft_edge.wire.fetch import MAX_RETRY_S, make_offers
-from reft_edge.wire.messages import BlobOffer, Receipt, RequestBlocks, Want, encode
-from reft_edge.wire.transfer import Courier, Delivered, Fetched, Lost, PullLimiter, TransferEvent
+from reft_edge.wire.messages import BlobOffer, Receipt, RequestBlocks, Want, decode_transfer, encode
+from reft_edge.wire.transfer import TURN_S, Courier, Delivered, Fetched, Lost, PullLimiter, TransferEvent
 
 
 class Network:
@@ -320,6 +321,38 @@ def test_the_limiter_lets_a_few_pull_at_once_and_a_silent_device_does_not_block_
         network.take(name, network.couriers[name].fetch(ref, network.now))
     network.run(lambda: all(network.events[f"for{number}"] for number in range(2, 6)))
     assert all(network.events[f"for{number}"] == [Fetched(refs[f"for{number}"].sha256)] for number in range(2, 6))
+
+
+def test_a_device_that_dribbles_takes_turns_with_those_that_wait(tmp_path: Path) -> None:
+    network = Network(12)
+    limiter = PullLimiter(1)
+    coordinator, device = BlobStore(tmp_path / "coordinator"), BlobStore(tmp_path / "device")
+    ref, slow = device.put(blob(300_000)), blob(1_000 * BLOCK_BYTES, 1)
+    slow_ref = BlobRef(sha256=hashlib.sha256(slow).hexdigest(), size_bytes=len(slow))
+    asked: list[bytes] = []
+    dribbling = Courier(coordinator, asked.append, limiter=limiter)
+    dribbling.set_connected(True, network.now)
+    network.add("honest", coordinator, "device", limiter=limiter)
+    network.add("device", device, "honest")
+    dribbling.fetch(slow_ref, network.now)
+    network.take("honest", network.couriers["honest"].fetch(ref, network.now))
+    outline = BlobStore(tmp_path / "attacker")
+    outline.put(slow)
+    (offer,) = make_offers(slow_ref.sha256, outline.outline(slow_ref.sha256))
+    began = network.now
+    for index in range(1_000):  # a block whenever our patience is nearly at its end
+        if asked and decode_transfer(asked[-1]) == Want(sha256=slow_ref.sha256):
+            dribbling.handle(encode(offer), network.now)
+        piece = slow[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES]
+        dribbling.handle(pack_block(Block(transfer_name(slow_ref.sha256), index, piece)), network.now)
+        network.now += 2.5
+        dribbling.tick(network.now)
+        network.take("honest", network.couriers["honest"].tick(network.now))
+        if network.couriers["honest"].counters.bytes_up:
+            break
+    network.run(lambda: network.events["honest"] == [Fetched(ref.sha256)], limit_s=30.0)
+    assert network.now - began < 2 * TURN_S
+    assert slow_ref.sha256 in dribbling.fetching, "it goes on when its turn comes again"
 
 
 def test_a_broadcast_blob_is_fetched_while_the_coordinator_is_down(stores: tuple[BlobStore, BlobStore]) -> None:
