@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reft_edge.agent.enrolment import check_enrolment, install, read_enrolment
-from reft_edge.config import read_toml
+from reft_edge.config import convert_settings, read_toml
 from reft_edge.provisioning.directory import Paths, opened
 from reft_edge.provisioning.files import remove_file
 from reft_edge.provisioning.issuing import add_device, begin
@@ -81,7 +81,7 @@ def start_trusted_broker(
     logs = directory / "broker"
     if choose_kind(kind) == "mosquitto":
         port = free_port()
-        provisioned = found_authority(directory, federation, host=LOOPBACK, port=port)
+        provisioned = _found_authority(directory, federation, host=LOOPBACK, port=port)
         with start_provisioned_broker(provisioned.broker_configuration, directory=logs, port=port) as running:
             yield TrustedBroker(broker=running.settings, provisioned=provisioned, mutual_tls=True)
     else:
@@ -90,12 +90,13 @@ def start_trusted_broker(
 
 
 def trust_at(broker: BrokerSettings, *, directory: Path, federation: str) -> TrustedBroker:
-    """An authority in `directory` for a broker that asks nobody for a certificate."""
-    provisioned = found_authority(directory, federation, host=broker.host, port=broker.port)
+    """An authority in `directory` for a broker that asks nobody for a certificate. Raises `ConfigError`."""
+    provisioned = _found_authority(directory, federation, host=broker.host, port=broker.port)
     return TrustedBroker(broker=broker, provisioned=provisioned, mutual_tls=False)
 
 
-def found_authority(directory: Path, federation: str, *, host: str, port: int) -> Paths:
+def _found_authority(directory: Path, federation: str, *, host: str, port: int) -> Paths:
     """A new authority in `directory`, for a broker that is reached at `host` and `port`. Raises `ConfigError`."""
-    settings = ProvisioningSettings(federation=federation, broker_hosts=(host,), port=port)
+    table = {"federation": federation, "broker_hosts": [host], "port": port}
+    settings = convert_settings(table, ProvisioningSettings, origin="the broker's address")
     return begin(directory / PROVISIONING, settings, now=datetime.now(UTC)).paths

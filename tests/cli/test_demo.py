@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -14,7 +15,11 @@ import msgspec
 import pytest
 
 import reft_edge
+from reft_edge.agent.settings import AgentSettings
 from reft_edge.coordinator.report.record import RunReport
+from reft_edge.coordinator.settings import load_federation
+from reft_edge.errors import BrokerError
+from reft_edge.wire.mqtt import MqttLink
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(reft_edge.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 
@@ -47,11 +52,36 @@ def wait_until_gone(directory, timeout_s=30.0):
         time.sleep(0.05)  # processes that are not our children send no event
 
 
+def wait_for_line(demo, beginning):
+    """Read on until a line begins so; returns the lines until there."""
+    lines = []
+    for line in demo.stderr:
+        lines.append(line)
+        if line.startswith(beginning):
+            return lines
+    pytest.fail(f"the demo ended before {beginning!r}: {''.join(lines)[-2000:]}")
+
+
+def connect_without_certificate(broker):
+    """Raises `BrokerError`."""
+    settings = msgspec.structs.replace(broker, certificate_file=None, key_file=None)
+    MqttLink(settings, client_id="nameless", events=queue.SimpleQueue()).start(wait_s=1.0)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_quick_demo_ends_with_a_good_model_a_report_and_no_process(tmp_path):
+@pytest.mark.mosquitto
+@pytest.mark.usefixtures("mosquitto_program")
+def test_a_quick_demo_with_keys_and_tls_ends_with_a_good_model_a_report_and_no_process(tmp_path):
     directory = tmp_path / "run"
-    demo = start("--quick", "--json", "--output", str(directory))
+    demo = start("--quick", "--json", "--broker", "mosquitto", "--output", str(directory))
+    assert wait_for_line(demo, "round 1: ")[0] == "mutual TLS, signed tasks and updates\n"
+    settings = [AgentSettings.read(path) for path in directory.glob("devices/*/agent.toml")]
+    for each in (*settings, load_federation(directory / "federation.toml")):
+        assert each.trust is not None  # so what is not signed is dropped
+        assert each.broker.certificate_file is not None
+    with pytest.raises(BrokerError, match="wants a client certificate"):
+        connect_without_certificate(settings[0].broker)
     output, errors = demo.communicate(timeout=390)
     assert demo.returncode == 0, errors[-2000:]
     report = msgspec.json.decode(output, type=RunReport)
@@ -59,6 +89,7 @@ def test_a_quick_demo_ends_with_a_good_model_a_report_and_no_process(tmp_path):
     assert report.finished
     assert report.value > report.central.value - 0.05
     assert len(report.rounds) == 2
+    assert report.setting["security"] == "mutual TLS, signed tasks and updates"
     assert len({device.ratio for device in report.devices}) > 1
     assert all(0 < device.up_bytes < report.unpruned_bytes for device in report.devices)
     assert {"global", "global.int8"} < {exported.name for exported in report.exports}
@@ -71,16 +102,18 @@ def test_a_quick_demo_ends_with_a_good_model_a_report_and_no_process(tmp_path):
     not sys.platform.startswith("linux"), reason="looks into /proc, and a killed parent is told on Linux"
 )
 @pytest.mark.parametrize(
-    ("number", "moment", "code"),
-    [(signal.SIGINT, "round 1", 130), (signal.SIGTERM, "started", 143), (signal.SIGKILL, "started", -9)],
+    ("broker", "number", "moment", "code"),
+    [
+        ("embedded", signal.SIGINT, "round 1", 130),
+        ("auto", signal.SIGTERM, "started", 143),
+        ("auto", signal.SIGKILL, "started", -9),
+    ],
     ids=["SIGINT", "SIGTERM", "SIGKILL"],
 )
-def test_ended_in_the_middle_it_leaves_no_process_behind(tmp_path, number, moment, code):
+def test_ended_in_the_middle_it_leaves_no_process_behind(tmp_path, broker, number, moment, code):
     directory = tmp_path / "run"
-    demo = start("--output", str(directory))
-    for line in demo.stderr:
-        if line.startswith(moment):
-            break
+    demo = start("--broker", broker, "--output", str(directory))
+    wait_for_line(demo, moment)
     assert processes_in(directory)
     demo.send_signal(number)
     demo.communicate(timeout=60)

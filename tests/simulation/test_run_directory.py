@@ -6,27 +6,39 @@ import numpy as np
 import pytest
 
 from reft_edge.agent.settings import AgentSettings
+from reft_edge.agent.trust import Identity
 from reft_edge.coordinator.preparation import prepare as prepare_coordinator
 from reft_edge.coordinator.settings import load_federation
 from reft_edge.data.load import load_dataset
 from reft_edge.errors import ConfigError
 from reft_edge.profiling.profile import DeviceProfile
 from reft_edge.simulation.digits import load_digits_split
-from reft_edge.simulation.run_directory import FEDERATION_FILE, DemoOptions, find_board, make_empty, prepare
+from reft_edge.simulation.run_directory import (
+    FEDERATION,
+    FEDERATION_FILE,
+    DemoOptions,
+    find_board,
+    make_empty,
+    prepare,
+)
+from reft_edge.simulation.trust import trust_at
 from reft_edge.wire.endpoint import BrokerSettings
+from reft_edge.wire.signing import SigningKey
 
 
 def test_settings_and_data_load_and_every_agent_is_a_different_board(tmp_path):
     options = DemoOptions()
     digits = load_digits_split(len(options.boards), alpha=options.alpha, seed=0)
     broker = BrokerSettings(host="127.0.0.1", port=2883, mqtt_version="3.1.1")
-    agents = prepare(make_empty(tmp_path / "run"), options, digits, broker)
-    federation = load_federation(tmp_path / "run" / FEDERATION_FILE)
+    directory = make_empty(tmp_path / "run")
+    agents = prepare(directory, options, digits, trust_at(broker, directory=directory, federation=FEDERATION))
+    federation = load_federation(directory / FEDERATION_FILE)
     assert (federation.broker, federation.min_devices) == (broker, 4)
-    made = prepare_coordinator(federation, tmp_path / "run")
+    coordinator = SigningKey.read(federation.trust.key_file)
+    made = prepare_coordinator(federation, directory)
     assert made.options.public.targets is None
     assert np.array_equal(made.options.test.targets, digits.test.targets)
-    speeds = set()
+    speeds, keys = set(), set()
     for path, part in zip(agents, digits.devices, strict=True):
         settings = AgentSettings.read(path)
         board = DeviceProfile.read(find_board(settings.device))
@@ -34,9 +46,12 @@ def test_settings_and_data_load_and_every_agent_is_a_different_board(tmp_path):
         assert settings.limits.memory_bytes == board.planning_memory_bytes
         assert settings.profile.path == ""  # measured, as on a real device
         assert settings.broker == broker
+        identity = Identity.read(settings.trust)
+        assert identity.coordinator == coordinator.public
+        keys.add(identity.key.public.raw)
         assert np.array_equal(load_dataset(settings.data, base_dir=path.parent).targets, part.targets)
         speeds.add(board.planning_flops_per_s)
-    assert len(speeds) == 4
+    assert len(speeds) == len(keys) == 4
 
 
 def test_only_a_folder_that_a_demo_made_is_emptied(tmp_path):
