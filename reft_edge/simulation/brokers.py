@@ -1,8 +1,7 @@
 """A broker on this machine, for the demo, for tests and for trying out: Mosquitto where it is installed, else amqtt.
 
-Both run as a child process on loopback and end with their parent, and let everybody in without passwords or encryption:
-but for a Mosquitto with a configuration that `reft-edge provision` wrote, which does what it says there. For a fleet,
-run that as a service.
+Both run as a child process on loopback, and end with their parent. They ask nobody for a password and encrypt nothing,
+unless Mosquitto is started with a configuration that `reft-edge provision` wrote. For a fleet, run that as a service.
 """
 
 from __future__ import annotations
@@ -231,7 +230,10 @@ def start_provisioned_broker(configuration: Path, *, directory: Path, port: int)
     """
     _make(directory)
     try:
-        text = re.sub(rf"(?m)^listener {port}$", rf"\g<0> {LOOPBACK}", configuration.read_text(encoding="utf-8"))
+        text = configuration.read_text(encoding="utf-8")
+        text, n_listeners = re.subn(rf"(?m)^listener {port}$", rf"\g<0> {LOOPBACK}", text)
+        if n_listeners != 1:
+            raise BrokerError(f"{configuration} has {n_listeners} lines `listener {port}`; expected one")
         configuration.write_text(_as_this_user(text), encoding="utf-8")
     except OSError as exc:
         raise BrokerError(f"{configuration} cannot be changed: {exc.strerror or exc}") from exc

@@ -3,8 +3,8 @@
     <run>/provisioning/             the authority, as `reft-edge provision init` makes it
     <any folder>/identity.key, ...  a device, as `reft-edge agent --enrol` leaves it
 
-The broker is told by the authority, too, whom to let in, if it is a Mosquitto of ours. The embedded broker cannot ask
-for certificates, and one that runs anyway does what its owner wants: there, what is said is signed, and not encrypted.
+A Mosquitto that is started here lets in whom the authority has certified, and nobody else. The embedded broker cannot
+ask for certificates, and one that runs anyway does as its owner wants: there, messages are signed and not encrypted.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def start_trusted_broker(
 ) -> Iterator[TrustedBroker]:
     """An authority in `directory`, and a broker that runs for the length of the block; Mosquitto asks for certificates.
 
-    Raises `BrokerError`.
+    Raises `BrokerError` and `ConfigError`.
     """
     logs = directory / "broker"
     if choose_kind(kind) == "mosquitto":
