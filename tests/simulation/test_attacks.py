@@ -59,7 +59,7 @@ def test_two_hostile_of_ten_break_the_mean_and_not_the_recommended_defence(tmp_p
     ground = Ground(TrialSettings(rounds=3, ratios=(0.0,) * 5 + (0.5,) * 5), seed=0, directory=tmp_path)
     assert len(ground.hostile) == 2
     robust = Defence(
-        aggregation=AggregationSettings(rule="median"), distillation=DistillationSettings(weights="agreement")
+        aggregation=AggregationSettings(rule="monna"), distillation=DistillationSettings(weights="agreement")
     )
     clean = run_trial(ground, Defence(), "clean")
     assert clean.accuracy[-1] > 0.9

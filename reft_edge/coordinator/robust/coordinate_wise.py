@@ -1,4 +1,4 @@
-"""Coordinate-wise trimmed mean and median (Yin et al., arXiv 1803.01498, definitions 1 and 2).
+"""Coordinate-wise trimmed mean and median (Yin et al., arXiv 1803.01498).
 
 For each entry i, with x_(1) <= ... <= x_(k) the values that the k devices which hold it sent:
 

@@ -2,8 +2,8 @@
 
 With the updates as columns, divided by their lengths, G = [g_1 ... g_n], the paper calls v_a = |Y' g_a|^2 the share of
 device a that an m-dimensional subspace with orthonormal basis Y explains, and takes the Y that is most likely when the
-shares follow a Beta(1, 1/2) density: Y minimises  sum_a sqrt(1 - v_a), which cares less for what lies far outside than
-least squares would. It is found by iteratively reweighted least squares: Y are the m first left singular vectors of
+shares follow a Beta density: Y minimises  sum_a sqrt(1 - v_a), which cares less for what lies far outside than least
+squares would. It is found by iteratively reweighted least squares: Y are the m first left singular vectors of
 G W^(1/2) with W = diag(1 / sqrt(1 - v_a)), then v again, and so on. m is (n + 1) / 2, rounded up. The step is
 
     d = 1/n  Y Y' sum_a s_a g_a.
@@ -15,9 +15,10 @@ do, so everything happens in n dimensions, and as Y = G R^+ U for U found there,
 
 What was adapted:
 
-- s_a, a length. The paper states the step with the updates as they are, the authors' program with unit vectors. The
-  first lets one long update take the whole step, the second makes much of a device that learned nothing. Here s_a is
-  the device's own length, cut to the median of the cohort's.
+- s_a, a length. The authors' program joins unit vectors (and divides by m), which forgets how far to step and makes
+  much of a device that learned nothing; updates as they are would let one long update take the whole step. Here s_a is
+  the device's own length, cut to the median of the cohort's, and the sum is divided by n, so that equal updates move
+  the model by that update.
 - Variants that differ. A missing entry is 0 in inner products, so K stays a matrix of inner products (and positive
   semi-definite). Lengths are compared for each entry held, |x_a| / sqrt(|S_a|), so that a large variant is not cut for
   being large. An entry that k of n devices hold moves by n / k times its part of d, as in the mean over those k.

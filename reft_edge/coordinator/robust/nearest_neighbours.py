@@ -1,14 +1,13 @@
 """Nearest-neighbour mixing: MoNNA (Farhadkhani et al., arXiv 2209.10931) as a server can use it.
 
-In MoNNA every node averages the n - f vectors nearest to *its own*, which it knows to be honest (algorithm 1). A
+In MoNNA every node averages the n - f vectors nearest to *its own*, which it knows to be honest. A
 coordinator has no vector of its own, so it takes the place of every device in turn, which is nearest-neighbour mixing
-(Allouah et al., arXiv 2302.01772, algorithm 2):
+(Allouah et al., arXiv 2302.01772):
 
     y_a = 1 / (n - f)  sum of x_b over the n - f devices b nearest to a, a among them,
 
-and the mixed y_a are then joined by a robust rule, here the coordinate-wise trimmed mean, the pair for which the paper
-shows the best order of error, f / n. Mixing lets honest devices with different data agree before anything is trimmed,
-so that the trimming costs less of what a device alone has learned.
+and the mixed y_a are then joined by a robust rule, here the coordinate-wise trimmed mean. Mixing lets honest devices
+with different data agree before anything is trimmed, so that the trimming costs less of what a device alone has learned.
 
 Variants that differ: two devices are as far apart as the mean square of their difference over the entries that *both*
 hold. y_a has values where a holds the entry, each the mean over those neighbours of a that hold it as well; a device is

@@ -52,7 +52,7 @@ Attack: TypeAlias = Callable[[Scene], "dict[str, Array]"]
 
 
 def scaled(factor: float) -> Attack:
-    """The device's own update, `factor` times: model replacement (Bagdasaryan et al., arXiv 1807.00459, section 4.2),
+    """The device's own update, `factor` times: model replacement (Bagdasaryan et al., arXiv 1807.00459),
     and with -1 the sign flip."""
     return lambda scene: _changed(scene, lambda _, values: values * factor)
 
@@ -67,7 +67,7 @@ def gaussian(scene: Scene) -> dict[str, Array]:
 
 def a_little(scene: Scene) -> dict[str, Array]:
     """Collusion: all hostile devices send mean minus `LITTLE` standard deviations of the honest updates, entry by entry
-    over those that hold it (Baruch et al., "A Little Is Enough", arXiv 1902.06156, algorithm 3)."""
+    over those that hold it (Baruch et al., "A Little Is Enough", arXiv 1902.06156)."""
 
     def lie(name: str, values: Array) -> Array:
         shape = scene.channels.global_shapes[name]
@@ -86,7 +86,7 @@ def a_little(scene: Scene) -> dict[str, Array]:
 
 
 def flipped_labels(labels: IntArray, n_classes: int) -> IntArray:
-    """Class c becomes n_classes - 1 - c (as in Fang et al., arXiv 1911.11815, section 4.1)."""
+    """Class c becomes n_classes - 1 - c (as in Fang et al., arXiv 1911.11815)."""
     return n_classes - 1 - labels
 
 
