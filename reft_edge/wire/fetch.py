@@ -107,6 +107,8 @@ class Fetch:
         self._hash_parts: dict[int, bytes] = {}
         self._block_bytes = BLOCK_BYTES
         self._part: PartFile | None = None
+        self._refused = False
+        """Whether a block came that is not what the offer says: one of the two is wrong, and an offer is not signed."""
         self._asked_at: dict[int, float] = {}
         self._asked_twice: set[int] = set()
         self._window = MIN_WINDOW
@@ -128,7 +130,13 @@ class Fetch:
         return None if self._part is None else self._part.n_missing
 
     def ask(self, now: float) -> None:
-        """Ask for what is missing, from the beginning: at the start, after a timeout, after a reconnect."""
+        """Ask for what is missing, from the beginning: at the start, after a timeout, after a reconnect.
+
+        Where blocks did not fit the offer, for the offer as well: with a forged one the blob would never be whole. What
+        is here stays on disk, and what fits the next offer is not fetched again.
+        """
+        if self._refused:
+            self._forget_offer()
         self._asked_twice.update(self._asked_at)
         self._asked_at.clear()
         self._window = self._window_left = MIN_WINDOW
@@ -199,6 +207,7 @@ class Fetch:
         if part is None or (block.index < part.outline.n_blocks and part.has(block.index)):
             return False
         if block.index >= part.outline.n_blocks or not part.outline.matches(block.index, block.content):
+            self._refused = True
             raise RemoteProtocolError(f"block {block.index} of {self.ref.sha256[:12]}… is not what was offered")
         part.write(block.index, block.content)
         asked_at = self._asked_at.pop(block.index, None)
@@ -225,9 +234,13 @@ class Fetch:
     def close(self) -> None:
         """Stop; what is here stays on disk for a later fetch."""
         self.source.close()
+        self._forget_offer()
+
+    def _forget_offer(self) -> None:
         if self._part is not None:
             self._part.close()
             self._part = None
+        self._refused = False
 
     def _ask_blocks(self, now: float) -> None:
         """Fill the window, once half of it is free: fewer requests, and the sender never runs dry."""

@@ -248,6 +248,27 @@ def test_blocks_that_fit_a_lying_offer_do_not_make_a_blob(stores: tuple[BlobStor
     assert list(stores[1].root.iterdir()) == []
 
 
+def test_a_forged_offer_costs_time_and_not_the_blob(stores: tuple[BlobStore, BlobStore]) -> None:
+    data = blob(20 * BLOCK_BYTES)
+    ref = stores[0].put(data)
+    half_right = stores[0].put(data[: 8 * BLOCK_BYTES] + bytes(12 * BLOCK_BYTES))
+    (forged,) = make_offers(ref.sha256, stores[0].outline(half_right.sha256))
+    network = Network(14)
+    sender = network.add("sender", stores[0], "receiver")
+    receiver = network.add("receiver", stores[1], "sender")
+    receiver.fetch(ref, network.now)
+    receiver.handle(encode(forged), network.now)  # what anybody who reaches our topic may say
+    refused = 0
+    while network.events["receiver"] != [Fetched(ref.sha256)]:
+        try:
+            network.run(lambda: network.events["receiver"] == [Fetched(ref.sha256)], limit_s=60.0)
+        except RemoteProtocolError:
+            refused += 1
+    assert stores[1].read(ref) == data
+    assert refused > 0
+    assert sender.counters.blocks_sent <= 20 + refused
+
+
 def test_garbage_is_refused_and_changes_nothing(stores: tuple[BlobStore, BlobStore]) -> None:
     ref = stores[0].put(blob(3 * BLOCK_BYTES))
     offer = make_offers(ref.sha256, stores[0].outline(ref.sha256))[0]
