@@ -31,7 +31,11 @@ OFFER = "offer"
 """Stands in place of a block's index in the topic of the offer."""
 
 SubscribeBlock: TypeAlias = Callable[[str, str], None]
-"""Given transfer and index (or `OFFER`), subscribe to that topic, or unsubscribe from it."""
+"""Given transfer and index (or `OFFER`), subscribe to that topic at QoS 0, or unsubscribe from it.
+
+Not at QoS 1: after a cut, a broker that remembers the session redelivers what was on its way, and sends the retained
+blocks for the renewed subscriptions as well, so that the whole window would travel twice (7 blocks a cut instead of 2).
+"""
 
 PublishRetained: TypeAlias = Callable[[str, str, bytes], bool]
 """Given transfer, index (or `OFFER`) and payload, publish retained at QoS 1; False when the queue is full."""

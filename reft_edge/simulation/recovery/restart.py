@@ -25,7 +25,7 @@ from reft_edge.simulation.children import Child, Children
 from reft_edge.simulation.faults import site
 from reft_edge.simulation.faults.words import COORDINATOR
 from reft_edge.simulation.run_directory import FEDERATION_FILE, log_path
-from reft_edge.wire.messages import Accepted, Done, decode_report
+from reft_edge.wire.messages import Done, Progress, decode_report
 from reft_edge.wire.mqtt import Event, MqttLink, Received
 from reft_edge.wire.signing import unseal
 from reft_edge.wire.topics import all_devices_filter, parse_device_topic
@@ -126,14 +126,17 @@ class Scene:
                 return time.monotonic()
         raise FederationError(f"the spectator waited {PATIENCE_S:g} s in vain")
 
-    def see_reports(self, kind: type[Accepted | Done]) -> None:
-        """Until every device has said so."""
+    def see_all(self, state: Literal["training", "done"]) -> None:
+        """Until every device has said that it trains (and so has all blobs), or that it has done so."""
         silent = set(self.options.devices)
 
         def heard(message: Received) -> bool:
             device, topic = parse_device_topic(site.FEDERATION, message.topic)
-            if topic == "report" and isinstance(decode_report(unseal(message.topic, message.payload).message), kind):
-                silent.discard(device)
+            if topic == "report":
+                report = decode_report(unseal(message.topic, message.payload).message)
+                trains = isinstance(report, Progress) and report.state == "training"
+                if trains if state == "training" else isinstance(report, Done):
+                    silent.discard(device)
             return not silent
 
         self.see(heard)
@@ -162,7 +165,7 @@ def measure_restart(directory: Path, moment: Moment) -> Restart:
     """Kill the coordinator while devices train, or when the first of them has an update."""
     with Scene(directory, seconds_a_training=3.0 if moment == "uploading" else 20.0) as scene:
         if moment == "training":
-            scene.see_reports(Accepted)
+            scene.see_all("training")
         else:
             scene.see(lambda message: message.topic.endswith("/report") and b'"done"' in message.payload)
         scene.kill_coordinator()
@@ -186,9 +189,9 @@ def measure_restart(directory: Path, moment: Moment) -> Restart:
 def measure_absence(directory: Path, *, away_s: float, broker_loses_memory: bool) -> Absence:
     """The coordinator is away when all updates get ready, and for `away_s` more."""
     with Scene(directory, seconds_a_training=20.0) as scene:
-        scene.see_reports(Accepted)
+        scene.see_all("training")
         scene.kill_coordinator()
-        scene.see_reports(Done)
+        scene.see_all("done")
         if broker_loses_memory:
             scene.broker.kill()
             (directory / "broker" / "mosquitto.db").unlink(missing_ok=True)
