@@ -39,6 +39,10 @@ RECEIVE_MAXIMUM = 8
 MAX_PACKET_BYTES = 128 * 1024
 """The packet limit of our broker configuration: one block, or one control message, with its topic and header."""
 
+MAX_READ_BYTES = 4 * 2**20
+"""A larger packet ends the connection before it is in memory. Far above `MAX_PACKET_BYTES`, because a broker without
+MQTT 5 may pass on what a stranger has published, and dropping that costs less than reconnecting for ever."""
+
 _UNSENT_BYTES = 64 * 1024
 """One block may wait in the kernel; without this the kernel takes megabytes and control messages wait behind them."""
 
@@ -156,6 +160,7 @@ class PahoConnection:
         """Read and write what is possible and keep alive. Raises `BrokerConnectionError` once it has ended."""
         if readable:
             self._client.loop_read()
+            self._refuse_hoarding()
         if writable or self._client.want_write():
             self._client.loop_write()
         self._client.loop_misc()
@@ -163,6 +168,20 @@ class PahoConnection:
             raise self._refusal
         if self._client.socket() is None:
             raise self._ended()
+
+    def _refuse_hoarding(self) -> None:
+        """Raise `BrokerConnectionError` for what a broker that was taken over may fill our memory with.
+
+        paho takes packets of up to 256 MiB, and keeps what comes at QoS 2, never asked for, until it is released. It
+        offers no limit for either; these two attributes are where it keeps them.
+        """
+        n_bytes = self._client._in_packet["remaining_length"]
+        if n_bytes > MAX_READ_BYTES:
+            raise BrokerConnectionError(
+                f"broker {self._settings.address} sends a packet of {n_bytes} bytes; at most {MAX_READ_BYTES} are read"
+            )
+        if self._client._in_messages:
+            raise BrokerConnectionError(f"broker {self._settings.address} sends at QoS 2, which nobody asked for")
 
     def publish(self, message: Outgoing, now: float) -> None:
         """Hand one message to the socket. A message beyond the broker's packet limit is refused here."""

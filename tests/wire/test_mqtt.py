@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -308,6 +308,48 @@ def test_a_server_that_is_no_mqtt_broker_is_one_clear_line() -> None:
         )
         with pytest.raises(BrokerError, match="does not answer"):
             made.start(wait_s=1.0)
+
+
+@contextmanager
+def broker_that_sends(flood: bytes, times: int) -> Iterator[tuple[BrokerSettings, list[int]]]:
+    """A broker that lets one client in and then sends `flood` so often; the list tells how many it got rid of."""
+    sent = [0]
+
+    def serve(listener: socket.socket) -> None:
+        client, _ = listener.accept()
+        with client, suppress(OSError):
+            client.recv(4096)  # CONNECT
+            client.sendall(bytes([0x20, 2, 0, 0]))  # CONNACK of MQTT 3.1.1
+            for _ in range(times):
+                client.sendall(flood)
+                sent[0] += 1
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,), daemon=True)
+        thread.start()
+        yield BrokerSettings(host="127.0.0.1", port=listener.getsockname()[1], mqtt_version="3.1.1"), sent
+    thread.join(WAIT_S)
+
+
+@pytest.mark.parametrize(
+    ("begin", "flood", "words"),
+    [
+        (bytes([0x30, 0xFF, 0xFF, 0xFF, 0x7F]), bytes(2**20), "a packet of 268435455 bytes; at most 4194304 are read"),
+        (b"", bytes([0x34, 0x80, 0x80, 4, 0, 1]) + b"t" + bytes(2 + 65_536 - 5), "at QoS 2, which nobody asked for"),
+    ],
+)
+def test_a_broker_cannot_fill_our_memory(begin: bytes, flood: bytes, words: str) -> None:
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    with broker_that_sends(begin + flood, 256) as (settings, sent):
+        made = MqttLink(settings, client_id="me", events=events, subscriptions=[("t", 1)])
+        try:
+            made.start(wait_s=WAIT_S)
+            ended = next_of(events, Disconnected)
+        finally:
+            made.stop()
+    assert isinstance(ended, Disconnected)
+    assert words in ended.reason
+    assert sent[0] < 128
 
 
 def test_a_service_starts_before_its_broker(own_broker: RunningBroker, federation: str) -> None:
