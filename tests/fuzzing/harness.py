@@ -61,7 +61,7 @@ def silence() -> Iterator[None]:
 def run(target: Target, data: bytes) -> bool:
     """Try one input; whether it was accepted.
 
-    Allocations of Python, numpy and msgspec are counted; counting itself keeps some 4 KiB an input. Raises
+    Allocations of Python, numpy and msgspec are counted; what counts them keeps some KiB an input itself. Raises
     `BrokenRuleError`, or whatever the target should not have raised.
     """
     accepted = True
