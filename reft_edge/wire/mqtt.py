@@ -238,8 +238,8 @@ class MqttLink:
                 _log.debug("connection failed", exc_info=True)
             finally:
                 self._close(connection)
-            if connection is not None and time.monotonic() - connected_at > MAX_RECONNECT_S:
-                delay_bound = 2 * MIN_RECONNECT_S  # it was not a connection that breaks again at once
+            if connection is not None and time.monotonic() - connected_at > delay_bound:
+                delay_bound = 2 * MIN_RECONNECT_S  # it was worth more than the wait for it
             if not self._stopping:
                 self._pause(delay_bound)
                 delay_bound = min(MAX_RECONNECT_S, 2 * delay_bound)
