@@ -24,6 +24,7 @@ from reft_edge.agent.identity_files import (
     replace_together,
 )
 from reft_edge.agent.settings import AgentSettings
+from reft_edge.agent.spool import is_in_use
 from reft_edge.errors import ConfigError
 from reft_edge.wire.certificates import certificate_end, certificate_faults
 from reft_edge.wire.enrolment import MAX_ENROLMENT_BYTES, Enrolment, decode_enrolment
@@ -110,7 +111,7 @@ def install(enrolment: Enrolment, directory: Path) -> Installed:
     finish_install(directory)
     settings_file = directory / SETTINGS_FILE
     settings_kept = settings_file.exists()
-    advice = _advice(AgentSettings.read(settings_file), enrolment, directory) if settings_kept else ()
+    advice = _advice_for(settings_file, enrolment) if settings_kept else ()
     contents = {
         KEY_FILE: enrolment.key.encode(),
         CERTIFICATE_FILE: enrolment.certificate.encode(),
@@ -136,8 +137,14 @@ def _settings_text(enrolment: Enrolment) -> str:
     )
 
 
-def _advice(settings: AgentSettings, enrolment: Enrolment, directory: Path) -> tuple[str, ...]:
-    """What an existing agent.toml must say to use what is installed. Raises `ConfigError` if it is another device's."""
+def _advice_for(settings_file: Path, enrolment: Enrolment) -> tuple[str, ...]:
+    """What an existing agent.toml must say to use what is installed. Raises `ConfigError` if it is another device's.
+
+    Also while its agent runs: that would go on signing with the key that it has in memory, and nobody would hear it.
+    """
+    settings, directory = AgentSettings.read(settings_file), settings_file.parent
+    if is_in_use(directory / settings.spool):
+        raise ConfigError(f"an agent runs with {settings_file}; stop it, enrol again, and start it")
     for key, present, enrolled in (
         ("device", settings.device, enrolment.device),
         ("federation", settings.federation, enrolment.federation),

@@ -31,6 +31,7 @@ from reft_edge.profiling.profile import DeviceProfile
 from reft_edge.wire.blobs import BlobStore, sync_directory
 
 _STATE_FILE = "state.json"
+_LOCK_FILE = "lock"
 
 Kept = TypeVar("Kept", bound=msgspec.Struct)
 
@@ -69,7 +70,7 @@ class Spool:
 
     def lock(self) -> None:
         """Make sure that no other agent uses this spool; raises `ConfigError`. The kernel unlocks when we die."""
-        descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self.root / _LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
@@ -126,6 +127,21 @@ class Spool:
 
     def _save(self, name: str, value: msgspec.Struct) -> None:
         write_atomically(self.root / name, msgspec.json.encode(value))
+
+
+def is_in_use(root: Path) -> bool:
+    """Whether an agent works with the spool `root` now."""
+    try:
+        descriptor = os.open(root / _LOCK_FILE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False  # nobody has ever, or it is not ours to ask
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def write_atomically(path: Path, data: bytes) -> None:

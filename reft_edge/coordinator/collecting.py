@@ -18,7 +18,7 @@ import msgspec
 
 from reft_edge.coordinator import events, rounds
 from reft_edge.coordinator.contributions import Contribution, check_update, unwanted_reason
-from reft_edge.coordinator.network import Arrived, FromDevice, NotArrived
+from reft_edge.coordinator.network import Arrived, Disowned, FromDevice, NotArrived
 from reft_edge.coordinator.prediction import believable
 from reft_edge.coordinator.records import (
     AssignmentRecord,
@@ -112,7 +112,7 @@ class Collector:
         self._rejected = parts.rejected
         self._listener = parts.listener
 
-    def handle(self, event: FromDevice | Arrived | NotArrived, now: float) -> None:
+    def handle(self, event: FromDevice | Disowned | Arrived | NotArrived, now: float) -> None:
         """`now` is Unix time."""
         match event:
             case FromDevice(device=device, message=Status() as status):
@@ -128,6 +128,8 @@ class Collector:
                     self._tell_device(device)
             case FromDevice(device=device, message=Accepted() | Refused() | Failed() | Progress() | Done() as report):
                 self._hear_report(device, report, now)
+            case Disowned(device=device):
+                self._disowned(device, now)
             case Arrived(device=device, sha256=sha256):
                 self._arrived(device, sha256, now)
             case NotArrived(device=device, sha256=sha256, reason=reason):
@@ -195,6 +197,15 @@ class Collector:
         for record in records:
             self._tell_update(record, kept=kept.get(record.device, ""))
 
+    def _disowned(self, device: str, now: float) -> None:
+        """The device's words count no more, so nobody waits for any. What has counted before stays."""
+        self._fleet.disown(device)
+        current = self.round
+        if current is not None and device in current.assignments:
+            reason = "its certificate is no longer accepted"
+            self._tell_progress(current, device, "failed", reason)
+            self._advance(current, rounds.Failed(device=device, now=now, reason=reason))
+
     # Reports.
 
     def _hear_report(self, device: str, report: Report, now: float) -> None:
@@ -209,11 +220,12 @@ class Collector:
             case Accepted():
                 self._tell_progress(current, device, "accepted")
                 self._advance(current, rounds.Accepted(device=device, now=now))
-            case Refused(reason=reason):
+            case Refused():
+                reason = report.reason[:MAX_REASON]
                 self._tell_progress(current, device, "refused", reason)
                 self._advance(current, rounds.Refused(device=device, now=now, reason=reason))
-            case Failed(kind=kind, reason=reason):
-                text = f"{kind}: {reason}"
+            case Failed(kind=kind):
+                text = f"{kind}: {report.reason[:MAX_REASON]}"
                 self._tell_progress(current, device, "failed", text)
                 self._advance(current, rounds.Failed(device=device, now=now, reason=text))
                 self._store.save_failure(report.task, kind)

@@ -85,7 +85,7 @@ class Conductor:
     def listen(self, *, timeout_s: float) -> bool:
         """Wait for one event of the network and handle it; False when none came. Raises what broke the network."""
         try:
-            event = self._network.inbox.get(timeout=timeout_s) if timeout_s > 0 else self._network.inbox.get_nowait()
+            event = self._network.inbox.get(timeout_s)
         except queue.Empty:
             return False
         match event:

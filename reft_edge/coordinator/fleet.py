@@ -71,6 +71,10 @@ class Fleet:
         self._devices[device] = after
         return before != after
 
+    def disown(self, device: str) -> None:
+        """Forget what a device has told; until it tells it anew, it gets no tasks."""
+        self._devices[device] = msgspec.structs.replace(self[device], announcement=None, certificate="")
+
     def ready(self) -> list[Device]:
         """Devices that are online and have told what they can do, by name."""
         return [device for _, device in sorted(self._devices.items()) if device.online and device.announcement]

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from reft_edge.bundle.manifest import BlobRef
+from reft_edge.coordinator.inbox import Inbox
 from reft_edge.errors import BundleError, RemoteProtocolError, one_line
 from reft_edge.wire import mqtt, topics
 from reft_edge.wire.blobs import BlobStore
@@ -43,10 +44,6 @@ if TYPE_CHECKING:
 MAX_DEVICES = 100_000
 """Device ids come from topics; beyond this many somebody invents them."""
 
-MAX_INBOX = 10_000
-"""While the main thread computes, reports wait. Beyond this many they are dropped: progress is of no use any more, and
-devices repeat what matters until they are answered."""
-
 MAX_TALK_AT_ONCE = 100
 MAX_TALK_PER_S = 10.0
 """Status, profile and reports of one device, each of which may be a transaction and a line of the events' log. An agent
@@ -72,6 +69,13 @@ class FromDevice:
     message: Status | ProfileAnnouncement | Report
     certificate: str = ""
     """PEM, beside a signed profile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disowned:
+    """The certificate that a device has shown is good no more: revoked, or ended. It needs another one."""
+
+    device: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +114,7 @@ class Broken:
     error: BaseException
 
 
-FromNetwork: TypeAlias = FromDevice | Arrived | NotArrived | LinkUp | LinkDown | Broken
+FromNetwork: TypeAlias = FromDevice | Disowned | Arrived | NotArrived | LinkUp | LinkDown | Broken
 
 _Order: TypeAlias = Callable[[float], None]
 """Work for the network thread; takes the time."""
@@ -131,7 +135,7 @@ class Network:
         max_parallel_uploads: int,
         keys: DeviceKeys | None = None,
     ) -> None:
-        self.inbox: queue.SimpleQueue[FromNetwork] = queue.SimpleQueue()
+        self.inbox: Inbox[FromNetwork] = Inbox()
         self._federation = federation
         self._keys = keys
         self._own_key = None if keys is None else keys.own
@@ -297,7 +301,7 @@ class Network:
             case "status":
                 status = decode_status(event.payload)
                 self._set_online(device, status.online, now)
-                self.inbox.put(FromDevice(device=device, message=status))
+                self.inbox.put_latest((device, Status), FromDevice(device=device, message=status))
             case "profile":
                 self._hear_profile(device, event)
             case "report":
@@ -309,10 +313,15 @@ class Network:
         """Raises `RemoteProtocolError` for one that is not the device's own."""
         sealed = unseal(event.topic, event.payload)
         if self._keys is not None:
-            self._keys.check_profile(device, event.topic, sealed)
+            try:
+                self._keys.check_profile(device, event.topic, sealed)
+            except RemoteProtocolError:
+                self._disown_if_ended(self._keys, device)
+                raise
         certificate = "" if self._keys is None else sealed.certificate
         announcement = decode_profile(sealed.message)
-        self.inbox.put(FromDevice(device=device, message=announcement, certificate=certificate))
+        heard = FromDevice(device=device, message=announcement, certificate=certificate)
+        self.inbox.put_latest((device, ProfileAnnouncement), heard)
 
     def _hear_report(self, device: str, event: mqtt.Received) -> None:
         """Raises `RemoteProtocolError` for one that is not the device's own."""
@@ -321,10 +330,17 @@ class Network:
             if not self._keys.knows(device):  # it says what matters again
                 _log.debug("%s: dropped: its certificate is not known yet", event.topic)
                 return
-            self._keys.check_report(device, event.topic, sealed)
-        report = decode_report(sealed.message)
-        if self.inbox.qsize() < MAX_INBOX:
-            self.inbox.put(FromDevice(device=device, message=report))
+            try:
+                self._keys.check_report(device, event.topic, sealed)
+            except RemoteProtocolError:
+                self._disown_if_ended(self._keys, device)
+                raise
+        self.inbox.put_report(FromDevice(device=device, message=decode_report(sealed.message)))
+
+    def _disown_if_ended(self, keys: DeviceKeys, device: str) -> None:
+        """A device that nobody will believe must not be waited for; its status is no word of its own."""
+        if keys.forget_if_ended(device):
+            self.inbox.put_latest((device, ProfileAnnouncement), Disowned(device=device))
 
     def _set_online(self, device: str, online: bool, now: float) -> None:
         (self._online.add if online else self._online.discard)(device)

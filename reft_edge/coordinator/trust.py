@@ -112,6 +112,17 @@ class DeviceKeys:
             self._keys[device] = self._certified(device, self._certificates[device])
         verify(topic, sealed, self._keys[device])
 
+    def forget_if_ended(self, device: str) -> bool:
+        """Forget a device whose certificate, as it has shown it, is good no more; whether it was one."""
+        if device not in self._certificates or device in self._keys:
+            return False
+        try:
+            self._keys[device] = self._certified(device, self._certificates[device])
+        except RemoteProtocolError:
+            del self._certificates[device]
+            return True
+        return False
+
     def _certified(self, device: str, certificate: str) -> VerifyKey:
         """Raises `RemoteProtocolError`."""
         raw = device_key(certificate, ca_pem=self._trust.ca_pem, crl_pem=self._crl_pem, device=device, now=self._now())

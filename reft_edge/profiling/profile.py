@@ -7,9 +7,10 @@ reference boards. Value objects only: nothing is measured here, and neither nump
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 from reft_edge.config import convert_settings, read_toml
 
@@ -32,13 +33,18 @@ SMALLEST_VALUE, LARGEST_VALUE = 1e-9, 1e21
 """Bounds of a quantity that is not 0. No device has more of anything; beyond them plans overflow or divide by 0."""
 
 
+ShortText: TypeAlias = Annotated[str, Meta(max_length=200)]
+"""Stands in every event about a device, in tables and in reports."""
+LongText: TypeAlias = Annotated[str, Meta(max_length=1000)]
+
+
 class Quantity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One number in SI base units, and where it comes from."""
 
     value: float
     basis: Literal["measured", "specified"]
     """`measured` on a device (then `source` says how and when) or `specified` (then `source` names the document)."""
-    source: str = ""
+    source: LongText = ""
 
     def __post_init__(self) -> None:
         if not (self.value == 0 or SMALLEST_VALUE <= self.value <= LARGEST_VALUE):
@@ -48,11 +54,11 @@ class Quantity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What one device can do. Absent values are unknown."""
 
-    name: str
+    name: ShortText
     """The kind of device, for example `raspberry-pi-4b`."""
-    description: str = ""
-    architecture: str = ""
-    processor: str = ""
+    description: LongText = ""
+    architecture: ShortText = ""
+    processor: LongText = ""
     cores: Quantity
     clock_hz: Quantity
     flops_per_cycle: Quantity

@@ -15,6 +15,7 @@ import pytest
 from reft_edge.agent.enrolment import check_enrolment, install, read_enrolment
 from reft_edge.agent.identity_files import finish_install
 from reft_edge.agent.settings import AgentSettings
+from reft_edge.agent.spool import Spool
 from reft_edge.agent.trust import read_identity
 from reft_edge.errors import ConfigError, ResourceError
 from reft_edge.wire.enrolment import Enrolment, encode_enrolment
@@ -121,6 +122,21 @@ def test_another_devices_folder_is_left_as_it_is(
 
 class KilledError(BaseException):
     """Nothing in the package handles it, so what follows does not happen."""
+
+
+def test_a_device_is_not_enrolled_under_an_agent_that_runs(
+    enrolment: Enrolment, authority: Authority, tmp_path: Path
+) -> None:
+    install(enrolment, tmp_path)
+    spool = Spool(tmp_path / "spool", max_blob_bytes=1)
+    spool.lock()
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match=r"an agent runs with .*agent\.toml; stop it, enrol again, and start it"):
+        install(make_enrolment(authority), tmp_path)
+    assert contents(tmp_path) == before
+    spool.unlock()
+    install(make_enrolment(authority), tmp_path)
+    assert contents(tmp_path) != before
 
 
 def kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,6 +137,23 @@ def test_a_revocation_counts_as_soon_as_the_list_has_changed(site, clock):
     keys.check_report("d", *sealed(device))
 
 
+def test_only_a_device_whose_own_certificate_has_ended_is_forgotten(site, clock):
+    keys = keys_of(site, clock)
+    old, new = site.authority.issue("d"), site.device("d")
+    assert not keys.forget_if_ended("d")
+    keys.check_profile("d", *sealed(new, certificate=True))
+    site.authority.revoke(old)
+    with pytest.raises(RemoteProtocolError, match="revoked"):  # somebody plays its old profile again
+        keys.check_profile("d", *sealed(old, certificate=True))
+    assert not keys.forget_if_ended("d")
+    keys.check_report("d", *sealed(new))
+    site.authority.revoke(old, new)
+    with pytest.raises(RemoteProtocolError, match="revoked"):
+        keys.check_report("d", *sealed(new))
+    assert keys.forget_if_ended("d")
+    assert not keys.knows("d")
+
+
 def test_a_damaged_or_missing_list_revokes_what_was_revoked_before(site, clock, caplog):
     keys, device = keys_of(site, clock), site.device("d")
     keys.check_profile("d", *sealed(device, certificate=True))
@@ -302,6 +319,27 @@ def test_forged_words_and_forged_devices_change_nothing(
     assert len(forged) >= 6  # each round's two reports, forged in three ways; not all of a flood is logged
     for words in ("it is not signed", "its signature is not by the key"):
         assert any(words in line for line in forged)
+
+
+@ONE_KIND
+def test_a_device_that_is_revoked_is_not_waited_for_though_its_connection_lasts(write, site, device):
+    preparation = write(2, rounds=2, trust=site.federation_table())
+    identity, seen = site.device("b"), []
+
+    def listener(event):
+        seen.append(event)
+        if isinstance(event, events.RoundStarted):
+            site.authority.revoke(identity)
+
+    with device("a", site.device("a")), device("b", identity, seed=11) as revoked:
+        summary = Coordinator(preparation, listener=listener).run()
+    assert summary.updates == {"merged": 2}
+    assert [event.reason for event in seen if isinstance(event, events.DeviceProgress) and event.state == "failed"] == [
+        "its certificate is no longer accepted"
+    ]
+    planned = [event for event in seen if isinstance(event, events.Planned)]
+    assert [[item.device for item in event.devices] for event in planned] == [["a", "b"], ["a"]]
+    assert len(revoked.tasks) == 1
 
 
 @ONE_KIND
