@@ -7,14 +7,15 @@ coordinator has no vector of its own, so it takes the place of every device in t
     y_a = 1 / (n - f)  sum of x_b over the n - f devices b nearest to a, a among them,
 
 and the mixed y_a are then joined by a robust rule, here the coordinate-wise trimmed mean. Mixing lets honest devices
-with different data agree before anything is trimmed, so that the trimming costs less of what a device alone has learned.
+with different data agree before anything is trimmed, so that trimming costs less of what a device alone has learned.
 
 Variants that differ: two devices are as far apart as the mean square of their difference over the entries that *both*
 hold. y_a has values where a holds the entry, each the mean over those neighbours of a that hold it as well; a device is
 its own nearest neighbour, so none of its values is missing. Where few devices hold an entry, trimming does as
 `coordinate_wise` says.
 
-With f = 0 every y_a is the mean, and so is the result. Devices count alike, as for the other rules.
+Devices that share no parameter are no neighbours. With f = 0 the result is the mean for every parameter, and for
+statistics as well unless some variants share nothing. Devices count alike, as for the other rules.
 """
 
 from __future__ import annotations
@@ -30,16 +31,17 @@ if TYPE_CHECKING:
 
 
 def nearest(distances: Array, hostile: int) -> Array:
-    """Who mixes with whom: bool (n, n), with `n - hostile` in each row.
+    """Who mixes with whom: bool (n, n), with `n - hostile` in each row, fewer where not so many share anything with it.
 
-    `distances`: float (n, n), in any monotonous measure, a device's own the smallest of its row.
+    `distances`: float (n, n), in any monotonous measure, infinite between devices that share nothing: they are no
+    neighbours, and among several of them the order of the updates would decide.
     """
     n_devices = len(distances)
     own_first = distances - np.diag(np.full(n_devices, np.inf))  # also among copies of itself
     order = np.argsort(own_first, axis=1, kind="stable")
     neighbours = np.zeros((n_devices, n_devices), np.bool_)
     np.put_along_axis(neighbours, order[:, : n_devices - hostile], values=True, axis=1)
-    return neighbours
+    return neighbours & np.isfinite(distances)
 
 
 def mix(values: Array, neighbours: Array) -> Array:
