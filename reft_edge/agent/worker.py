@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 PROGRESS_EVERY_S = 2.0
 """A message a step would be more traffic than the model."""
 
+_NO_ROOM = "failed to map segment from shared object"
+"""How the dynamic linker says that there is no memory; where it is something else, it goes on to say what."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -179,7 +182,7 @@ class Worker:
 
 def _is_want_of_memory(exc: MemoryError | ImportError) -> bool:
     """A library that finds no room to be mapped is an `ImportError`."""
-    return isinstance(exc, MemoryError) or os.strerror(errno.ENOMEM) in str(exc)
+    return isinstance(exc, MemoryError) or str(exc).endswith((_NO_ROOM, os.strerror(errno.ENOMEM)))
 
 
 def main(arguments: list[str]) -> None:
