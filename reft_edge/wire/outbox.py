@@ -9,6 +9,7 @@ Order: subscriptions, small messages, blocks. Within each the order of `put`.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 SMALL_BYTES = 8 * 1024
@@ -16,6 +17,12 @@ SMALL_BYTES = 8 * 1024
 
 MAX_SMALL_MESSAGES = 2000
 """Control messages have some hundred bytes; a device that is offline for a day does not collect this many."""
+
+
+MAX_BLOCKS_PER_TOPIC = 24
+MAX_ANSWERS_PER_TOPIC = 64
+"""Large and small messages at QoS 0 on one topic: what one peer asked for. Two windows of 8 blocks and hash lists of
+2 GiB of blob have room. A peer that asks without end must leave room for others; what is dropped is asked again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +49,8 @@ class Outbox:
         self._sequence = 0
         self.bulk_bytes = 0
         """Bytes of the large messages that wait."""
+        self._answers: Counter[tuple[str, bool]] = Counter()
+        """(topic, whether large) -> QoS 0 messages that wait."""
 
     def __len__(self) -> int:
         return sum(len(lane) for lane in self._lanes)
@@ -54,6 +63,11 @@ class Outbox:
         n_small = len(self._lanes[0]) + len(self._lanes[1])
         if bulk_bytes > self._max_bulk_bytes or (not _is_bulk(message) and n_small >= self._max_small_messages):
             return False
+        if message.qos == 0:
+            kind = _answer(message)
+            if self._answers[kind] >= (MAX_BLOCKS_PER_TOPIC if _is_bulk(message) else MAX_ANSWERS_PER_TOPIC):
+                return False
+            self._answers[kind] += 1
         lane[key] = message
         self.bulk_bytes = bulk_bytes
         return True
@@ -67,6 +81,8 @@ class Outbox:
                     break
                 del lane[key]
                 self.bulk_bytes -= _bulk_bytes(message)
+                if message.qos == 0:
+                    self._forget_answer(_answer(message))
                 if message.expires_at is None or message.expires_at > now:
                     return message
         return None
@@ -93,7 +109,14 @@ class Outbox:
         return before - len(self)
 
     def _count(self) -> None:
-        self.bulk_bytes = sum(_bulk_bytes(message) for lane in self._lanes for message in lane.values())
+        waiting = [message for lane in self._lanes for message in lane.values()]
+        self.bulk_bytes = sum(_bulk_bytes(message) for message in waiting)
+        self._answers = Counter(_answer(message) for message in waiting if message.qos == 0)
+
+    def _forget_answer(self, kind: tuple[str, bool]) -> None:
+        self._answers[kind] -= 1
+        if not self._answers[kind]:
+            del self._answers[kind]  # topics come and go
 
     def _key(self, message: Outgoing) -> object:
         if message.retain and message.qos > 0:
@@ -108,6 +131,10 @@ def _is_bulk(message: Outgoing) -> bool:
 
 def _bulk_bytes(message: Outgoing) -> int:
     return len(message.payload) if _is_bulk(message) else 0
+
+
+def _answer(message: Outgoing) -> tuple[str, bool]:
+    return message.topic, _is_bulk(message)
 
 
 def _lane(message: Outgoing) -> int:

@@ -343,7 +343,7 @@ def test_a_broker_cannot_fill_our_memory(begin: bytes, flood: bytes, words: str)
     with broker_that_sends(begin + flood, 256) as (settings, sent):
         made = MqttLink(settings, client_id="me", events=events, subscriptions=[("t", 1)])
         try:
-            made.start(wait_s=WAIT_S)
+            made.start()
             ended = next_of(events, Disconnected)
         finally:
             made.stop()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reft_edge.wire.outbox import SMALL_BYTES, Outbox, Outgoing
+from reft_edge.wire.outbox import MAX_ANSWERS_PER_TOPIC, MAX_BLOCKS_PER_TOPIC, SMALL_BYTES, Outbox, Outgoing
 
 BULK = SMALL_BYTES + 1
 
@@ -40,6 +40,22 @@ def test_blocks_never_crowd_out_small_messages_and_both_are_bounded() -> None:
     assert [outbox.put(message(text, qos=0, size=BULK)) for text in "abc"] == [True, True, False]
     assert [outbox.put(message(text)) for text in "def"] == [True, True, False]
     assert drain(outbox) == "deab"
+
+
+def test_a_peer_that_asks_without_end_leaves_room_for_others() -> None:
+    outbox = Outbox(max_bulk_bytes=100 * BULK)
+    for text, size, most in (("b", BULK, MAX_BLOCKS_PER_TOPIC), ("a", 1, MAX_ANSWERS_PER_TOPIC)):
+        taken = [outbox.put(message(text, qos=0, size=size, topic="greedy")) for _ in range(200)]
+        assert taken == [True] * most + [False] * (200 - most)
+        assert outbox.put(message(text.upper(), qos=0, size=size, topic="modest"))
+    assert outbox.put(message("t", topic="greedy"))
+    assert outbox.take(0.0, allow_qos1=False) is not None
+    assert outbox.put(message("a", qos=0, topic="greedy"))
+    assert drain(outbox) == "t" + "a" * (MAX_ANSWERS_PER_TOPIC - 1) + "Aa" + "b" * MAX_BLOCKS_PER_TOPIC + "B"
+    for _ in range(MAX_BLOCKS_PER_TOPIC):
+        assert outbox.put(message("b", qos=0, size=BULK, topic="greedy"))
+    outbox.drop_qos0()
+    assert outbox.put(message("b", qos=0, size=BULK, topic="greedy"))
 
 
 def test_a_retained_message_replaces_the_one_that_waits_on_its_topic() -> None:
