@@ -48,8 +48,9 @@ if TYPE_CHECKING:
 PROGRESS_EVERY_S = 2.0
 """A message a step would be more traffic than the model."""
 
-_NO_ROOM = "failed to map segment from shared object"
-"""How the dynamic linker says that there is no memory; where it is something else, it goes on to say what."""
+_NO_ROOM = (os.strerror(errno.ENOMEM), "std::bad_alloc", "failed to map segment from shared object")
+"""How errors end that say that there is no memory: C's, C++'s, and the dynamic linker's, which goes on to say what it
+is where it is something else."""
 
 logger = logging.getLogger(__name__)
 
@@ -181,8 +182,8 @@ class Worker:
 
 
 def _is_want_of_memory(exc: MemoryError | ImportError) -> bool:
-    """A library that finds no room to be mapped is an `ImportError`."""
-    return isinstance(exc, MemoryError) or str(exc).endswith((_NO_ROOM, os.strerror(errno.ENOMEM)))
+    """A library that finds no room to be mapped, or none to begin with, is an `ImportError`."""
+    return isinstance(exc, MemoryError) or str(exc).endswith(_NO_ROOM)
 
 
 def main(arguments: list[str]) -> None:
