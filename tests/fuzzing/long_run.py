@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--input", type=Path, help="try this one file with --target, and nothing else")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--record", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
     return parser
 
 
@@ -130,9 +131,10 @@ def _run_process(args: argparse.Namespace, name: str, runs: int) -> Campaign:
     options = ["--engine", args.engine, "--seed", str(args.seed), "--seconds", str(args.seconds)]
     command = [sys.executable, "-m", "tests.fuzzing.long_run", "--one", "--target", name, "--runs", str(runs), *options]
     log = args.corpus / f"{name}.log"
-    with log.open("wb") as output:
+    disk = MEMORY_DISK if os.access(MEMORY_DISK, os.W_OK) else None
+    with log.open("wb") as output, tempfile.TemporaryDirectory(dir=disk, prefix="reft-edge-fuzz-") as directory:
         ended = subprocess.run(
-            [*command, "--corpus", str(args.corpus), "--record", str(record)],
+            [*command, "--corpus", str(args.corpus), "--record", str(record), "--directory", directory],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -153,10 +155,9 @@ def _run_process(args: argparse.Namespace, name: str, runs: int) -> Campaign:
 def _run_one(args: argparse.Namespace) -> int:
     folder = args.corpus / args.target
     folder.mkdir(parents=True, exist_ok=True)
-    disk = MEMORY_DISK if os.access(MEMORY_DISK, os.W_OK) else None
     engine = _run_atheris if args.engine == "atheris" else _run_mutate
-    with tempfile.TemporaryDirectory(dir=disk, prefix="reft-edge-fuzz-") as directory, ExitStack() as stack:
-        return engine(args, folder, Path(directory), stack)
+    with ExitStack() as stack:
+        return engine(args, folder, args.directory, stack)
 
 
 def _run_mutate(args: argparse.Namespace, folder: Path, directory: Path, stack: ExitStack) -> int:
