@@ -14,13 +14,18 @@ import pytest
 
 from reft_edge.bundle.manifest import BlobRef
 from reft_edge.simulation.brokers import RunningBroker, start_broker
+from reft_edge.wire.blocks import HASH_BYTES, Outline, count_blocks, transfer_name
+from reft_edge.wire.fetch import MAX_WINDOW, make_offers
 from reft_edge.wire.messages import (
     Close,
     Done,
     Failed,
     Measured,
+    Receipt,
     Report,
+    RequestBlocks,
     Task,
+    TransferMessage,
     UpdateManifest,
     decode_report,
     decode_task,
@@ -38,7 +43,8 @@ WAIT_S = 20.0
 class Forger:
     """Hears everything, and answers every task with lies to both sides: unsigned, signed by `key`, and played again.
 
-    What it plays again are a device's first task, and the updates that the device has announced before.
+    What it plays again are a device's first task, and the updates that the device has announced before. Transfer
+    control is not signed at all: it cuts every blob wrongly, and tells both sides that the other has what it never got.
     """
 
     def __init__(self, broker: RunningBroker, federation: str, key: SigningKey) -> None:
@@ -85,18 +91,35 @@ class Forger:
                     self._say(topic, payload)
                 self._lie(topic, Failed(task=task.task, kind="crashed", reason="forged"))
                 self._lie(topic, self._done(task))
+                for ref in (task.bundle, task.weights.blob):
+                    self._mislead(device, ref)
                 # In the right words, and by the wrong key:
                 topic, profile = device_topic(self._federation, device, "profile"), self._profiles[device]
                 self._say(topic, seal(topic, profile.message, self._key, certificate=profile.certificate))
                 self._say(topic, profile.message)
-        elif kind == "report" and isinstance(decode_report(sealed.message), Done):
-            self._updates.setdefault(device, []).append(event.payload)
+        elif kind == "report" and isinstance(done := decode_report(sealed.message), Done):
+            if event.payload not in self._updates.setdefault(device, []):
+                self._updates[device].append(event.payload)
+                self._mislead(device, done.update.blob)
         elif kind == "profile":
             self._profiles[device] = sealed
 
     def _lie(self, topic: str, message: Task | Close | Report) -> None:
         self._say(topic, encode(message))
         self._say(topic, seal(topic, encode(message), self._key))
+
+    def _mislead(self, device: str, ref: BlobRef) -> None:
+        """Before anything of the blob has come: with a false offer no true block fits."""
+        outline = Outline(size_bytes=ref.size_bytes, hashes=bytes(HASH_BYTES * count_blocks(ref.size_bytes)))
+        everything = tuple((first, 1) for first in range(MAX_WINDOW))
+        lies: list[TransferMessage] = [
+            *make_offers(ref.sha256, outline),
+            Receipt(sha256=ref.sha256),
+            RequestBlocks(transfer=transfer_name(ref.sha256), ranges=everything),
+        ]
+        for lie in lies:
+            self._say(device_topic(self._federation, device, "down"), encode(lie))
+            self._say(device_topic(self._federation, device, "up"), encode(lie))
 
     def _say(self, topic: str, payload: bytes) -> None:
         self.forged += 1
@@ -165,6 +188,7 @@ def test_a_forger_on_the_broker_changes_nothing(
         "its signature is not by the key",
         "plays it again",
         "no certificate came with it",
+        "is not what was offered",
     ):
         assert words in logs
     assert "task forged" not in logs
