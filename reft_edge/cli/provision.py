@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -121,6 +122,11 @@ def _init(args: argparse.Namespace) -> int:
         print(f"  broker       bring {paths.broker} to {SERVICE_FILES} and start reft-edge-broker.service")
     else:
         print(f"  broker       mosquitto -c {paths.broker_configuration}")
+        if os.geteuid() == 0:
+            print(
+                "               (root's Mosquitto becomes the user mosquitto, who may not look into that folder: start"
+            )
+            print(f"               it as the folder's owner, or add `user root` to {paths.broker_configuration.name})")
     print(f"  coordinator  copy the lines of {paths.federation_tables} into federation.toml")
     print(f"  each device  reft-edge provision add-device ID{directory}")
     print(f"  every day    reft-edge provision refresh-crl{directory}; reft-edge provision renew --publish{directory}")
@@ -147,7 +153,8 @@ def _add_device(args: argparse.Namespace) -> int:
         path = add_device(provisioning, args.device, replace=args.replace, now=_now())
     print(f"{path}: bring it to {args.device}, install it there with `reft-edge agent --enrol`, and delete this copy")
     if had_one:
-        _enforce(provisioning, args.device)
+        # Revoking it again would take the new certificate as well.
+        _enforce(provisioning, args.device, what=f"what {args.device} had", again="refresh-crl")
     return 0
 
 
@@ -165,15 +172,15 @@ def _revoke(args: argparse.Namespace) -> int:
     with opened(args.directory, now=_now()) as provisioning:
         is_new = revoke(provisioning, args.device, now=_now())
     print(f"{args.device} is revoked" if is_new else f"{args.device} was revoked before", flush=True)
-    _enforce(provisioning, args.device)
+    _enforce(provisioning, args.device, what=args.device, again=f"revoke {args.device}")
     print(f"the broker refuses {args.device}, and a connection that it had is ended")
     return 0
 
 
-def _enforce(provisioning: Provisioning, device: str) -> None:
+def _enforce(provisioning: Provisioning, device: str, *, what: str, again: str) -> None:
     """Make a revocation real: the broker reads the list, the device's connection ends, what waits for it goes.
 
-    Raises `BrokerError`, which says that the revocation stands.
+    Raises `BrokerError`, which says that the revocation of `what` stands and which command goes on from there.
     """
     from reft_edge.provisioning.live_broker import end_connection, publish_certificates
 
@@ -183,8 +190,8 @@ def _enforce(provisioning: Provisioning, device: str) -> None:
         publish_certificates(provisioning, {device: ""}, now=_now())
     except BrokerError as exc:
         raise BrokerError(
-            f"{device} is revoked and stays so, but a connection that it has may last: {exc}; "
-            f"then run `reft-edge provision revoke {device}` again"
+            f"{what} is revoked and stays so, but a connection of {device} may last: {exc}; "
+            f"go on with `reft-edge provision {again}`"
         ) from exc
 
 

@@ -21,6 +21,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from reft_edge.errors import one_line
 from reft_edge.wire.connection_errors import (
     REFUSED_LOGIN,
     BrokerConnectionError,
@@ -277,7 +278,7 @@ class PahoConnection:
             self._on_refused("a message on a topic that is not UTF-8 was dropped")
             return
         if len(message.payload) > MAX_PACKET_BYTES:
-            self._on_refused(f"{topic[:200]}: a message of {len(message.payload)} bytes was dropped")
+            self._on_refused(f"{one_line(topic[:200])}: a message of {len(message.payload)} bytes was dropped")
             return
         self._on_message(topic, bytes(message.payload), bool(message.retain))
 

@@ -76,14 +76,22 @@ def test_init_with_arguments_of_no_use_is_one_line_and_changes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("line", ["revoke pi-01", "add-device pi-01 --replace"])
+@pytest.mark.parametrize(
+    ("line", "revoked", "further"),
+    [
+        ("revoke pi-01", "pi-01", "revoke pi-01"),
+        # Not `revoke`, which would take the new certificate as well.
+        ("add-device pi-01 --replace", "what pi-01 had", "refresh-crl"),
+    ],
+)
 def test_a_revocation_stands_when_the_broker_cannot_be_reached(
-    line: str, root: Path, capsys: pytest.CaptureFixture[str]
+    line: str, revoked: str, further: str, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert provision(root, "add-device pi-01") == 0
     assert provision(root, line) == 7
     (said,) = capsys.readouterr().err.splitlines()
-    assert "pi-01 is revoked and stays so" in said
+    assert f"error: {revoked} is revoked and stays so" in said
+    assert said.rstrip().endswith(f"go on with `reft-edge provision {further}`")
     assert "cannot be reached" in said
     capsys.readouterr()
     assert provision(root, "list --json") == 0
