@@ -68,6 +68,13 @@ def test_a_service_has_limits_and_comes_back_slowly_enough(name: str) -> None:
     assert is_slow or str(DataError.exit_code) in left_alone or "broker" in name
 
 
+@pytest.mark.parametrize("name", SERVICES)
+def test_what_a_service_leaves_on_disk_is_for_its_user_alone(name: str) -> None:
+    settings = unit(name)
+    assert (settings["UMask"], settings["LimitCORE"]) == (["0077"], ["0"])
+    assert settings.get("StateDirectoryMode", ["0700"]) == ["0700"]
+
+
 def test_a_worker_without_memory_costs_the_agent_nothing() -> None:
     assert unit("reft-edge-agent.service")["OOMPolicy"] == ["continue"]
 

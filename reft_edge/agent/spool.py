@@ -59,7 +59,8 @@ class Spool:
         self.root = root
         self.residuals = root / "residuals"
         try:
-            self.residuals.mkdir(parents=True, exist_ok=True)
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)  # updates and what is left of them tell about the data
+            self.residuals.mkdir(exist_ok=True)
         except OSError as exc:
             raise ResourceError(f"spool {root}: {exc.strerror or exc}; choose a folder that can be written") from exc
         # A manifest has a limit of its own, and has to be read before one knows how large the model is.

@@ -131,6 +131,7 @@ def test_a_device_is_not_enrolled_under_an_agent_that_runs(
     spool = Spool(tmp_path / "spool", max_blob_bytes=1)
     spool.lock()
     before = contents(tmp_path)
+    assert stat.S_IMODE(spool.root.stat().st_mode) == 0o700
     with pytest.raises(ConfigError, match=r"an agent runs with .*agent\.toml; stop it, enrol again, and start it"):
         install(make_enrolment(authority), tmp_path)
     assert contents(tmp_path) == before
