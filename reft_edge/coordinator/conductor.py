@@ -19,7 +19,7 @@ from reft_edge.coordinator.network import Broken, LinkDown, LinkUp
 from reft_edge.coordinator.publishing import blobs_of, broadcast_blobs, make_task, publish_weights
 from reft_edge.coordinator.records import AssignmentRecord, MetricRecord
 from reft_edge.coordinator.rounds import Phase
-from reft_edge.coordinator.screening import outliers
+from reft_edge.coordinator.screening import UpdateLength, outliers
 from reft_edge.errors import BundleError
 from reft_edge.wire.blocks import count_blocks
 
@@ -138,7 +138,7 @@ class Conductor:
 
     def _screen(self, current: OpenRound) -> None:
         """Compare the updates with each other; what stands out, or has been damaged on our disk, is taken back."""
-        lengths: dict[str, float] = {}
+        lengths: dict[str, UpdateLength] = {}
         damaged: dict[str, str] = {}
         for contribution in self._collector.close(self._clock()):
             try:

@@ -9,13 +9,13 @@ is a `BundleError` whose text is the reason that the store keeps. How an update 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import sqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from reft_edge.bundle.bundle import weights_limit
 from reft_edge.bundle.manifest import CrossEntropy
+from reft_edge.coordinator.screening import UpdateLength
 from reft_edge.errors import BundleError
 from reft_edge.wire.codecs import decode_tensors
 
@@ -97,11 +97,11 @@ def check_update(contribution: Contribution, blobs: BlobStore, *, max_steps: int
         _check_buffer(spec.name, weights[spec.name], delta[spec.name], max_steps)
 
 
-def update_length(contribution: Contribution, blobs: BlobStore) -> float:
-    """Root mean square of the update's parameters: comparable between variants. Raises `BundleError`."""
+def update_length(contribution: Contribution, blobs: BlobStore) -> UpdateLength:
+    """How long a checked update is, for the comparison with its cohort. Raises `BundleError`."""
     manifest = contribution.variant.manifest
-    n_entries = sum(spec.n_elements for spec in manifest.parameters)
-    return _norm(read_update(contribution, blobs), manifest) / sqrt(n_entries)
+    n_parameters = sum(spec.n_elements for spec in manifest.parameters)
+    return UpdateLength(_norm(read_update(contribution, blobs), manifest), n_parameters)
 
 
 def trained_weights(contribution: Contribution, blobs: BlobStore) -> dict[str, Array]:

@@ -4,8 +4,10 @@ A device's word is all that the coordinator has, so both rules compare it with t
 devices cannot move beyond what honest ones say (its breakdown point is one half).
 
 `outliers` finds updates that are far too long. One update scaled by a million decides a mean alone; its checks
-(`contributions`) only compare it with the weights. Lengths are root mean squares over the parameters, so variants of
-different size compare, and logarithms of them, because training lengthens an update by factors.
+(`contributions`) only compare it with the weights. Variants differ in size, and no single length compares between them:
+by the Euclidean norm large variants look long, by the root mean square over the parameters narrow ones do (a variant
+with 7% of the parameters came to 5.4 times the others' and to 1.4 times their norm). So an update is an outlier when it
+stands out in both. Logarithms are compared, because training lengthens an update by factors.
 
 `bounded_weights` limits what a device gains by saying that it has more samples than it has.
 
@@ -16,8 +18,9 @@ update of the usual length that points the wrong way; robust merging is for that
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import exp, log
+from math import exp, log, sqrt
 from statistics import median, median_low
+from typing import NamedTuple
 
 MIN_COHORT = 3
 """Updates from which on there is a majority to compare with."""
@@ -43,22 +46,50 @@ federated averaging. After Portnoy, Tirosh and Hendler (arXiv 2004.04986), who t
 weighting by them breaks every robust merge."""
 
 
-def outliers(lengths: Mapping[str, float]) -> dict[str, str]:
-    """Device -> reason, for every update that is far longer than its cohort's; `lengths` are by device and above 0.
+class UpdateLength(NamedTuple):
+    """How long one update is."""
+
+    norm: float
+    """Euclidean, over all parameters; above 0."""
+    n_parameters: int
+    """Entries of all parameters of the variant."""
+
+    @property
+    def root_mean_square(self) -> float:
+        return self.norm / sqrt(self.n_parameters)
+
+
+def outliers(lengths: Mapping[str, UpdateLength]) -> dict[str, str]:
+    """Device -> reason, for every update that is far longer than its cohort's.
 
     At most half of the devices, and none of fewer than `MIN_COHORT`.
     """
     if len(lengths) < MIN_COHORT:
         return {}
+    by_norm = _too_long({device: length.norm for device, length in lengths.items()})
+    by_mean = _too_long({device: length.root_mean_square for device, length in lengths.items()})
+    return {
+        device: f"the update is {by_norm[device].factor:.3g} times as long as the median of {len(lengths)} updates in "
+        f"this round, {by_mean[device].factor:.3g} times for each parameter; at most {by_norm[device].allowed:.3g} "
+        f"and {by_mean[device].allowed:.3g} times is usual"
+        for device in lengths
+        if device in by_norm and device in by_mean
+    }
+
+
+class _Excess(NamedTuple):
+    factor: float
+    allowed: float
+    """Multiples of the median."""
+
+
+def _too_long(lengths: Mapping[str, float]) -> dict[str, _Excess]:
     logs = {device: log(length) for device, length in lengths.items()}
     middle = median(logs.values())
     deviation = DEVIATIONS_PER_MAD * median(abs(value - middle) for value in logs.values())
     allowed = max(log(FREE_FACTOR), MAX_DEVIATIONS * deviation)
     return {
-        device: f"the update is {exp(value - middle):.3g} times as long as the median of {len(lengths)} updates in "
-        f"this round; at most {exp(allowed):.3g} times is usual"
-        for device, value in logs.items()
-        if value - middle > allowed
+        device: _Excess(exp(value - middle), exp(allowed)) for device, value in logs.items() if value - middle > allowed
     }
 
 

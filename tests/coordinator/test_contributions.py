@@ -131,7 +131,7 @@ def test_bytes_that_are_no_container_are_no_update(blobs, variants):
 def test_lengths_compare_between_variants(blobs, variants):
     """Root mean squares of the same kind of change are alike, however many parameters there are."""
     lengths = [
-        update_length(contribution(blobs, variant, tensors, honest(tensors, size=2e-3)), blobs)
+        update_length(contribution(blobs, variant, tensors, honest(tensors, size=2e-3)), blobs).root_mean_square
         for variant, tensors in variants.values()
     ]
     assert lengths == pytest.approx([2e-3, 2e-3], rel=0.05)

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reft_edge.coordinator.screening import FREE_FACTOR, MAX_WEIGHT_FACTOR, MIN_COHORT, bounded_weights, outliers
+from reft_edge.coordinator import screening
+from reft_edge.coordinator.screening import FREE_FACTOR, MAX_WEIGHT_FACTOR, MIN_COHORT, UpdateLength, bounded_weights
 
 length_st = st.floats(min_value=1e-9, max_value=1e30)
 lengths_st = st.dictionaries(st.text("abcdefgh", min_size=1, max_size=3), length_st, max_size=20)
@@ -15,6 +16,11 @@ samples_st = st.dictionaries(st.text("abcdefgh", min_size=1, max_size=3), st.int
 
 def named(*values):
     return {f"d{index}": value for index, value in enumerate(values)}
+
+
+def outliers(norms):
+    """Of devices that all train the same variant."""
+    return screening.outliers({device: UpdateLength(norm, 1000) for device, norm in norms.items()})
 
 
 @given(lengths_st)
@@ -46,6 +52,15 @@ def test_an_uneven_fleet_is_judged_by_its_own_spread():
     uneven = [0.09, 0.16, 0.3, 0.55, 0.8, 1.2, 2.3, 4.1, 7.0, 10.8]
     assert outliers(named(*uneven)) == {}
     assert outliers(named(*uneven, 1e4)).keys() == {"d10"}
+
+
+@pytest.mark.parametrize("n_parameters", [70, 14_000])
+def test_a_variant_of_another_size_is_judged_by_the_kinder_measure(n_parameters):
+    """A narrow variant is long for each parameter, a large one in all, and neither is a fault of its device."""
+    cohort = {f"d{index}": UpdateLength(1.0 + index / 10, 1000) for index in range(4)}
+    honest = UpdateLength(1.4 * max(1.0, (n_parameters / 1000) ** 0.5), n_parameters)
+    assert screening.outliers({**cohort, "odd": honest}) == {}
+    assert screening.outliers({**cohort, "odd": UpdateLength(20 * honest.norm, n_parameters)}).keys() == {"odd"}
 
 
 def test_two_updates_have_no_majority():
