@@ -50,6 +50,12 @@ MAX_PAYLOAD_BYTES = MAX_PACKET_BYTES - 1024
 MAX_IN_FLIGHT = 8
 """QoS 1 messages without acknowledgement, also right after a reconnect."""
 
+ACKNOWLEDGED_WITHIN_S = 60.0
+"""Without any acknowledgement for this long, while one is due, the broker has lost it, and we connect again to say it
+again. Mosquitto 2.0.11 drops acknowledgements, too, when 500 packets wait for a client, which one device that floods
+its topics can bring about; after `MAX_IN_FLIGHT` of them nothing would be said any more. A block needs half a minute at
+20 kbit/s."""
+
 MAX_UNREAD_EVENTS = 256
 """Beyond this many unhandled events the link stops reading."""
 
@@ -310,6 +316,11 @@ class MqttLink:
             if self._stopping and self._is_flushed(connection):
                 return
             self._poll(connection, timeout_s=0.2 if self._stopping else self._settings.keepalive_s / 4)
+            waits_since = connection.waits_since
+            if waits_since is not None and time.monotonic() - waits_since > ACKNOWLEDGED_WITHIN_S:
+                raise BrokerConnectionError(
+                    f"broker {self._settings.address} has acknowledged nothing for {ACKNOWLEDGED_WITHIN_S:g} s"
+                )
 
     def _send_waiting(self, connection: PahoConnection) -> None:
         """Give the connection work while its socket takes it, one message at a time."""

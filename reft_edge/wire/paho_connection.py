@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
@@ -43,6 +44,9 @@ MAX_PACKET_BYTES = 128 * 1024
 MAX_READ_BYTES = 4 * 2**20
 """A larger packet ends the connection before it is in memory. Far above `MAX_PACKET_BYTES`, because a broker without
 MQTT 5 may pass on what a stranger has published, and dropping that costs less than reconnecting for ever."""
+
+_READ_BYTES = 64 * 1024
+"""One block; a hundred of them are 6 MiB."""
 
 _UNSENT_BYTES = 64 * 1024
 """One block may wait in the kernel; without this the kernel takes megabytes and control messages wait behind them."""
@@ -86,6 +90,8 @@ class PahoConnection:
         self._refusal: BrokerConnectionError | None = None
         self._lost_reason = ""
         self._unacknowledged: dict[int, Outgoing] = {}
+        self.waits_since: float | None = None
+        """Monotonic clock of the last acknowledgement, or of what has waited for the first since; None: none is due."""
         self._max_packet_bytes = MAX_PACKET_BYTES
         self._socket: socket.socket | None = None
         self.accepted = False
@@ -93,7 +99,7 @@ class PahoConnection:
         self._client = self._make_client(client_id, will)
 
     def _make_client(self, client_id: str, will: tuple[str, bytes] | None) -> paho.Client:
-        client = paho.Client(
+        client = _Client(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
             clean_session=None if self._version == "5" else not self._persistent,
@@ -174,7 +180,7 @@ class PahoConnection:
         """Raise `BrokerConnectionError` for what a broker that was taken over may fill our memory with.
 
         paho takes packets of up to 256 MiB, and keeps what comes at QoS 2, never asked for, until it is released. It
-        offers no limit for either; these two attributes are where it keeps them.
+        offers no limit for either; these two attributes are where it keeps them. `_Client` sees to it that we get here.
         """
         n_bytes = self._client._in_packet["remaining_length"]
         if n_bytes > MAX_READ_BYTES:
@@ -196,6 +202,7 @@ class PahoConnection:
             properties.MessageExpiryInterval = max(1, min(2**32 - 1, int(message.expires_at - now)))
         info = self._client.publish(message.topic, message.payload, message.qos, message.retain, properties)
         if message.qos > 0:
+            self.waits_since = now if self.waits_since is None else self.waits_since
             self._unacknowledged[info.mid] = message
 
     def subscribe(self, topics: list[tuple[str, int]]) -> None:
@@ -284,6 +291,7 @@ class PahoConnection:
 
     def _published(self, _client: object, _data: object, mid: int, reason: ReasonCode, _properties: object) -> None:
         message = self._unacknowledged.pop(mid, None)
+        self.waits_since = time.monotonic() if self._unacknowledged else None
         if message is not None and reason.value >= _FAILURE:
             self._on_refused(f"the broker refuses to take {message.topic}: {reason}; check its access rules")
 
@@ -301,6 +309,13 @@ class PahoConnection:
         if isinstance(self._socket, _TidySocket) and self._socket.alert:
             return explain_alert(self._socket.alert, self._settings)
         return explain_silence(self._settings)
+
+
+class _Client(paho.Client):
+    """Reads in small pieces: paho asks its socket for all of a packet at once, a hundred times before it returns."""
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        return super()._sock_recv(min(bufsize, _READ_BYTES))
 
 
 class _TidySocket(ssl.SSLSocket):
