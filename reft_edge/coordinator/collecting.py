@@ -41,6 +41,7 @@ from reft_edge.wire.messages import (
     Status,
     UpdateManifest,
 )
+from reft_edge.wire.patience import for_complaints
 
 if TYPE_CHECKING:
     from reft_edge.coordinator.catalogue import CompiledVariant
@@ -111,6 +112,7 @@ class Collector:
         self._fleet = parts.fleet
         self._rejected = parts.rejected
         self._listener = parts.listener
+        self._complaints = for_complaints()
 
     def handle(self, event: FromDevice | Disowned | Arrived | NotArrived, now: float) -> None:
         """`now` is Unix time."""
@@ -251,8 +253,8 @@ class Collector:
         self._network.acknowledge(device, sha256)
         past = self._past_task(device, report.task)
         if past is None:
-            _log.warning("%s announced an update for task %s, which it never had", device, report.task)
-        elif self._store.update(report.task, sha256) is None and not self._announced_too_many(device, report):
+            self._complain(device, f"announced an update for task {report.task}, which it never had", now)
+        elif self._store.update(report.task, sha256) is None and not self._announced_too_many(device, report, now):
             record = self._record(device, report, past.round, elapsed_s=now - past.started_at, now=now)
             self._settle_update(record, "late", "its round is over", now)
 
@@ -261,11 +263,16 @@ class Collector:
         owner = self._store.task_owner(task)
         return owner if owner is not None and owner.device == device else None
 
-    def _announced_too_many(self, device: str, report: Done) -> bool:
+    def _announced_too_many(self, device: str, report: Done, now: float) -> bool:
         if self._store.count_announced(report.task) < MAX_ANNOUNCED:
             return False
-        _log.warning("%s: more than %d updates for task %s; not heard", device, MAX_ANNOUNCED, report.task)
+        self._complain(device, f"announces more than {MAX_ANNOUNCED} updates for task {report.task}; not heard", now)
         return True
+
+    def _complain(self, device: str, text: str, now: float) -> None:
+        """A line in the log, unless the device has caused too many."""
+        if self._complaints.takes(device, now):
+            _log.warning("%s %s", device, text)
 
     def _offered(self, current: OpenRound, device: str, report: Done, now: float) -> None:
         sha256 = report.update.blob.sha256
@@ -277,7 +284,7 @@ class Collector:
         if known is not None and known.state != "offered":  # its fate is decided, but our word did not arrive
             self._network.acknowledge(device, sha256)
             return
-        if known is None and self._announced_too_many(device, report):
+        if known is None and self._announced_too_many(device, report, now):
             self._network.acknowledge(device, sha256)
             return
         record = self._record(device, report, current.key.number, elapsed_s=now - current.started_at, now=now)

@@ -21,6 +21,7 @@ from reft_edge.coordinator.inbox import Inbox
 from reft_edge.errors import BundleError, RemoteProtocolError, one_line
 from reft_edge.wire import mqtt, topics
 from reft_edge.wire.blobs import BlobStore
+from reft_edge.wire.blocks import is_block
 from reft_edge.wire.broadcast import Broadcaster
 from reft_edge.wire.endpoint import BrokerSettings
 from reft_edge.wire.messages import (
@@ -48,6 +49,10 @@ MAX_TALK_AT_ONCE = 100
 MAX_TALK_PER_S = 10.0
 """Status, profile and reports of one device, each of which may be a transaction and a line of the events' log. An agent
 says three things when it connects and its progress every two seconds; one that floods us must not crowd out others."""
+
+MAX_ASKED_AT_ONCE = 1000
+MAX_ASKED_PER_S = 500.0
+"""Transfer control of one device, each of which may cost us a window of blocks. At 100 MB/s a device asks 400 times."""
 
 MAX_BROADCAST_QUEUE_BYTES = 2**20
 """Blocks are seeded while less than this waits to be sent, so that control messages do not wait behind them."""
@@ -147,6 +152,7 @@ class Network:
         self._online: set[str] = set()
         self._served: dict[str, frozenset[str]] = {}
         self._patience = Patience(burst=MAX_TALK_AT_ONCE, per_s=MAX_TALK_PER_S)
+        self._asked = Patience(burst=MAX_ASKED_AT_ONCE, per_s=MAX_ASKED_PER_S)
         self._complaints = for_complaints()
         self._events: queue.SimpleQueue[mqtt.Event] = queue.SimpleQueue()
         self._orders: queue.SimpleQueue[_Order] = queue.SimpleQueue()
@@ -292,8 +298,7 @@ class Network:
         device, topic = topics.parse_device_topic(self._federation, event.topic)
         if not event.payload:  # a cleared retained message
             return
-        if topic != "up" and not self._patience.takes(device, now):
-            raise RemoteProtocolError(f"more than {MAX_TALK_PER_S:g} messages a second; they are not heard")
+        self._have_patience(device, topic, event.payload, now)
         courier = self._courier(device)  # first of all: it bounds how many devices the main thread hears of
         match topic:
             case "up":
@@ -308,6 +313,14 @@ class Network:
                 self._hear_report(device, event)
             case _:
                 return
+
+    def _have_patience(self, device: str, topic: topics.DeviceTopic, payload: bytes, now: float) -> None:
+        """Raises `RemoteProtocolError` for more than a device has to say. Blocks are what we asked it for."""
+        if topic != "up":
+            if not self._patience.takes(device, now):
+                raise RemoteProtocolError(f"more than {MAX_TALK_PER_S:g} messages a second; they are not heard")
+        elif not is_block(payload) and not self._asked.takes(device, now):
+            raise RemoteProtocolError(f"more than {MAX_ASKED_PER_S:g} requests a second; they are not heard")
 
     def _hear_profile(self, device: str, event: mqtt.Received) -> None:
         """Raises `RemoteProtocolError` for one that is not the device's own."""
