@@ -291,8 +291,10 @@ class PahoConnection:
 
     def _published(self, _client: object, _data: object, mid: int, reason: ReasonCode, _properties: object) -> None:
         message = self._unacknowledged.pop(mid, None)
+        if message is None:
+            return  # at QoS 0 paho calls this when it has written the message
         self.waits_since = time.monotonic() if self._unacknowledged else None
-        if message is not None and reason.value >= _FAILURE:
+        if reason.value >= _FAILURE:
             self._on_refused(f"the broker refuses to take {message.topic}: {reason}; check its access rules")
 
     def _subscribed(
