@@ -186,6 +186,7 @@ def test_three_agents_train_one_model(site: Processes) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
+@pytest.mark.parametrize("broker", ["embedded"], indirect=True)  # with Mosquitto: tests/test_faults.py
 def test_a_coordinator_that_is_killed_and_stopped_goes_on_and_counts_each_update_once(site: Processes) -> None:
     first = site.start("coordinator", "federation.toml", "--events")
     read_until(first, "update", site)

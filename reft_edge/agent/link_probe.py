@@ -86,6 +86,7 @@ class _Probe:
                 up_s = self._send_blocks(n_blocks)
             down_s = self._fetch_blocks(n_blocks)
         finally:
+            self._link.unsubscribe(self._block_topic)
             self._link.publish(self._block_topic, b"", qos=1, retain=True)
         n_bytes = n_blocks * BLOCK_BYTES
         return LinkSpeed(

@@ -44,7 +44,7 @@ def test_figures_are_there_and_the_blocks_are_gone(broker: RunningBroker) -> Non
     seen = []
     while not seen or seen[-1] != "last":
         event = events.get(timeout=10)
-        if isinstance(event, Received):
+        if isinstance(event, Received) and (event.payload or event.topic == "last"):  # amqtt repeats the clearing
             seen.append(event.topic)
     link.stop()
     assert seen == ["last"]
