@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from reft_edge.bundle.manifest import BlobRef
+from reft_edge.coordinator.echo import Echo
 from reft_edge.coordinator.inbox import Inbox
 from reft_edge.errors import BundleError, RemoteProtocolError, one_line
 from reft_edge.wire import mqtt, topics
@@ -154,6 +155,8 @@ class Network:
         self._patience = Patience(burst=MAX_TALK_AT_ONCE, per_s=MAX_TALK_PER_S)
         self._asked = Patience(burst=MAX_ASKED_AT_ONCE, per_s=MAX_ASKED_PER_S)
         self._complaints = for_complaints()
+        self._echo = Echo()
+        self._echo_topic = topics.echo_topic(federation)
         self._events: queue.SimpleQueue[mqtt.Event] = queue.SimpleQueue()
         self._orders: queue.SimpleQueue[_Order] = queue.SimpleQueue()
         self._link = mqtt.MqttLink(
@@ -161,7 +164,11 @@ class Network:
             client_id=f"reft-coordinator-{federation}",
             events=self._events,
             subscriptions=[
-                (topics.all_devices_filter(federation, topic), 0 if topic == "up" else 1) for topic in topics.UP_TOPICS
+                (self._echo_topic, 1),
+                *(
+                    (topics.all_devices_filter(federation, topic), 0 if topic == "up" else 1)
+                    for topic in topics.UP_TOPICS
+                ),
             ],
         )
         self._broadcaster = Broadcaster(blobs, self._publish_block)
@@ -253,6 +260,8 @@ class Network:
         times = [due for device in self._pulling if (due := self._couriers[device].next_wakeup(now)) is not None]
         if not self._broadcaster.idle:
             times.append(now + _SEED_POLL_S)
+        if self._echo.due_at is not None:
+            times.append(self._echo.due_at)
         try:
             return self._events.get(timeout=max(0.0, min(times) - now) if times else None)
         except queue.Empty:
@@ -272,6 +281,11 @@ class Network:
         self._pulling = {device for device in self._pulling if self._couriers[device].fetching}
         if self._link.connected and self._link.queued_bytes < MAX_BROADCAST_QUEUE_BYTES:
             self._broadcaster.step(_BROADCAST_STEP)
+        if self._echo.is_due(now):
+            if self._echo.is_lost(now):
+                self._link.reconnect("does not bring what we subscribed to")
+            else:
+                self._link.publish(self._echo_topic, b"do we still hear?")
 
     def _handle(self, event: mqtt.Event, now: float) -> None:
         match event:
@@ -285,19 +299,26 @@ class Network:
                 if not present:
                     self._broadcaster.seed_again()  # here, before anything is seeded over this connection
                 self.inbox.put(LinkUp(session_present=present))
+                self._echo.connected(now)
                 self._broadcaster.clear_again()
                 self._set_all_connected(now)
             case mqtt.Disconnected(reason=reason):
                 self.inbox.put(LinkDown(reason=reason))
+                self._echo.disconnected()
                 self._set_all_connected(now)
             case mqtt.Rejected(reason=reason) if reason:
                 _log.warning("%s", reason)
 
     def _receive(self, event: mqtt.Received, now: float) -> None:
         """Raises `RemoteProtocolError` for what is of no use."""
+        if event.topic == self._echo_topic:
+            self._echo.heard()
+            return
         device, topic = topics.parse_device_topic(self._federation, event.topic)
         if not event.payload:  # a cleared retained message
             return
+        if topic != "up":
+            self._echo.heard()
         self._have_patience(device, topic, event.payload, now)
         courier = self._courier(device)  # first of all: it bounds how many devices the main thread hears of
         match topic:

@@ -108,6 +108,8 @@ class MqttLink:
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._flush_until = 0.0
+        self._useless = ""
+        """Why the owner wants another connection."""
         self._wake_sockets: tuple[socket.socket, socket.socket] | None = None
         self._up = False
         self._all_said = False
@@ -198,6 +200,11 @@ class MqttLink:
         if taken:
             self._wake()
         return taken
+
+    def reconnect(self, reason: str) -> None:
+        """End this connection, which is of no use, and make another. What was not acknowledged is said again."""
+        self._useless = reason
+        self._wake()
 
     def waiting_topics(self) -> set[str]:
         """Topics of messages that wait to be sent; after `stop`, also of those that nobody acknowledged."""
@@ -305,6 +312,7 @@ class MqttLink:
         with self._lock:
             topics = list(self._subscriptions.items())
             self._changed_topics.clear()
+            self._useless = ""
         # Some brokers take few topics in one packet; the packet must stay within the limit, too.
         for first in range(0, len(topics), 16):
             connection.subscribe(topics[first : first + 16])
@@ -316,6 +324,8 @@ class MqttLink:
             if self._stopping and self._is_flushed(connection):
                 return
             self._poll(connection, timeout_s=0.2 if self._stopping else self._settings.keepalive_s / 4)
+            if self._useless:
+                raise BrokerConnectionError(f"broker {self._settings.address} {self._useless}")
             waits_since = connection.waits_since
             if waits_since is not None and time.monotonic() - waits_since > ACKNOWLEDGED_WITHIN_S:
                 raise BrokerConnectionError(

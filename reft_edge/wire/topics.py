@@ -10,6 +10,8 @@
     reft/v1/<federation>/blob/<transfer>/<index>   down  retained, QoS 1, blocks that many devices want
     reft/v1/<federation>/blob/<transfer>/offer     down  retained, QoS 1, how that blob is cut
 
+    reft/v1/<federation>/echo                  the coordinator, to itself: whether it still hears
+
     reft/probe/<user name>/echo, .../block     a device that measures its link talks to itself here; outside reft/v1/,
                                                where the next level is a federation's name
 
@@ -60,6 +62,11 @@ def all_devices_filter(federation: str, topic: DeviceTopic) -> str:
 
 def blob_topic(federation: str, transfer: str, index: int | str) -> str:
     return f"{PREFIX}/{federation}/blob/{transfer}/{index}"
+
+
+def echo_topic(federation: str) -> str:
+    """Where the coordinator talks to itself; devices may neither read nor write there."""
+    return f"{PREFIX}/{federation}/echo"
 
 
 def is_blob_topic(federation: str, topic: str) -> bool:
