@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
-from math import ceil
 from typing import TYPE_CHECKING, Literal, assert_never
 
 import msgspec
 
 from reft_edge.coordinator import events, rounds
 from reft_edge.coordinator.contributions import Contribution, check_update, unwanted_reason
-from reft_edge.coordinator.network import Arrived, Disowned, FromDevice, NotArrived
+from reft_edge.coordinator.network_events import Arrived, Disowned, FromDevice, NotArrived
+from reft_edge.coordinator.open_round import OpenRound
 from reft_edge.coordinator.prediction import believable
 from reft_edge.coordinator.records import (
-    AssignmentRecord,
     DeviceRecord,
-    RoundKey,
     TaskOwner,
     UpdateRecord,
     UpdateState,
@@ -39,12 +36,10 @@ from reft_edge.wire.messages import (
     Refused,
     Report,
     Status,
-    UpdateManifest,
 )
 from reft_edge.wire.patience import for_complaints
 
 if TYPE_CHECKING:
-    from reft_edge.coordinator.catalogue import CompiledVariant
     from reft_edge.coordinator.parts import RunParts
 
 _log = logging.getLogger(__name__)
@@ -62,43 +57,6 @@ _FATES: dict[rounds.Verdict, UpdateState] = {
     rounds.Verdict.LATE: "late",
     rounds.Verdict.UNEXPECTED: "rejected",
 }
-
-
-@dataclass(kw_only=True)
-class OpenRound:
-    """The round that is worked on. `state` is replaced with every event; the rest is fixed when it is planned."""
-
-    key: RoundKey
-    state: rounds.Round
-    assignments: dict[str, AssignmentRecord]
-    """By device."""
-    variants: dict[str, CompiledVariant]
-    """By name, those in use."""
-    started_at: float
-    """When it was planned."""
-    resumed: bool = False
-    """Whether a process before this one began it."""
-
-    def has_task(self, device: str, task: str) -> bool:
-        """Whether `task` is the device's task in this round."""
-        return device in self.assignments and self.assignments[device].task == task
-
-    def contribution(self, record: UpdateRecord) -> Contribution:
-        """What a device's update changes. The round has been published."""
-        assignment = self.assignments[record.device]
-        if assignment.weights is None:
-            raise ValueError(f"assignment {assignment.task!r} has not been published")
-        return Contribution(
-            device=record.device,
-            variant=self.variants[assignment.variant],
-            weights=assignment.weights,
-            update=_as_planned(record.manifest, assignment),
-        )
-
-    def max_steps(self, record: UpdateRecord) -> int:
-        """Training steps that the samples of an update can have taken."""
-        plan = self.assignments[record.device].plan
-        return plan.local_epochs * ceil(record.manifest.training_samples / plan.batch_size)
 
 
 class Collector:
@@ -452,13 +410,3 @@ class Collector:
                 measured=record.measured,
             )
         )
-
-
-def _as_planned(update: UpdateManifest, assignment: AssignmentRecord) -> UpdateManifest:
-    """An update with no more samples than its device was planned with: they decide how much it counts.
-
-    A folder that grows meanwhile makes an honest device say more; then it counts for what it had announced.
-    """
-    plan, n_steps = assignment.plan, assignment.prediction.steps
-    planned = n_steps // plan.local_epochs * plan.batch_size
-    return msgspec.structs.replace(update, training_samples=min(update.training_samples, planned))

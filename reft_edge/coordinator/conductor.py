@@ -12,10 +12,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from reft_edge.coordinator import events, rounds
-from reft_edge.coordinator.collecting import Collector, OpenRound
+from reft_edge.coordinator.collecting import Collector
 from reft_edge.coordinator.contributions import update_length
 from reft_edge.coordinator.learning import metric_records
-from reft_edge.coordinator.network import Broken, LinkDown, LinkUp
+from reft_edge.coordinator.network_events import Broken, LinkDown, LinkUp
+from reft_edge.coordinator.open_round import OpenRound
 from reft_edge.coordinator.publishing import blobs_of, broadcast_blobs, make_task, publish_weights
 from reft_edge.coordinator.records import AssignmentRecord, MetricRecord
 from reft_edge.coordinator.rounds import Phase

@@ -13,12 +13,21 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from reft_edge.bundle.manifest import BlobRef
 from reft_edge.coordinator.echo import Echo
 from reft_edge.coordinator.inbox import Inbox
+from reft_edge.coordinator.network_events import (
+    Arrived,
+    Broken,
+    Disowned,
+    FromDevice,
+    FromNetwork,
+    LinkDown,
+    LinkUp,
+    NotArrived,
+)
 from reft_edge.errors import BundleError, RemoteProtocolError, one_line
 from reft_edge.wire import mqtt, topics
 from reft_edge.wire.blobs import BlobStore
@@ -28,7 +37,6 @@ from reft_edge.wire.endpoint import BrokerSettings
 from reft_edge.wire.messages import (
     Close,
     ProfileAnnouncement,
-    Report,
     Status,
     Task,
     decode_profile,
@@ -66,61 +74,6 @@ _SAID_POLL_S = 0.02
 
 _log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, kw_only=True)
-class FromDevice:
-    """A decoded message. What is signed has been checked, but for a status, which anybody may have said."""
-
-    device: str
-    message: Status | ProfileAnnouncement | Report
-    certificate: str = ""
-    """PEM, beside a signed profile."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Disowned:
-    """The certificate that a device has shown is good no more: revoked, or ended. It needs another one."""
-
-    device: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arrived:
-    """A blob that was pulled is in our store."""
-
-    device: str
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class NotArrived:
-    """A blob that was pulled cannot be had."""
-
-    device: str
-    sha256: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinkUp:
-    """Connected. Without `session_present` the broker has lost its memory; with it, perhaps the last of it."""
-
-    session_present: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinkDown:
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Broken:
-    """The network thread has ended with an error; the main thread raises it."""
-
-    error: BaseException
-
-
-FromNetwork: TypeAlias = FromDevice | Disowned | Arrived | NotArrived | LinkUp | LinkDown | Broken
 
 _Order: TypeAlias = Callable[[float], None]
 """Work for the network thread; takes the time."""

@@ -11,8 +11,9 @@ import math
 
 from reft_edge.coordinator import events
 from reft_edge.coordinator.assigning import Plan, Planner
-from reft_edge.coordinator.collecting import Collector, OpenRound
+from reft_edge.coordinator.collecting import Collector
 from reft_edge.coordinator.conductor import Conductor, clear_leftovers
+from reft_edge.coordinator.open_round import OpenRound
 from reft_edge.coordinator.parts import RunParts
 from reft_edge.coordinator.records import QuarantineRecord, RoundKey, RoundRecord
 from reft_edge.coordinator.rounds import Phase, start_round

@@ -8,7 +8,8 @@ import pytest
 
 from reft_edge.coordinator import echo
 from reft_edge.coordinator.echo import COMES_WITHIN_S, SAY_EVERY_S, Echo
-from reft_edge.coordinator.network import LinkDown, LinkUp, Network
+from reft_edge.coordinator.network import Network
+from reft_edge.coordinator.network_events import LinkDown, LinkUp
 from reft_edge.wire.blobs import BlobStore
 from reft_edge.wire.mqtt import MqttLink, Received
 from reft_edge.wire.topics import echo_topic

@@ -14,7 +14,8 @@ import pytest
 
 from reft_edge.bundle.manifest import BlobRef
 from reft_edge.coordinator import events
-from reft_edge.coordinator.network import FromDevice, LinkUp, Network
+from reft_edge.coordinator.network import Network
+from reft_edge.coordinator.network_events import FromDevice, LinkUp
 from reft_edge.coordinator.preparation import prepare
 from reft_edge.coordinator.records import DeviceRecord, RoundKey
 from reft_edge.coordinator.server import Coordinator

@@ -16,9 +16,10 @@ from reft_edge.bundle.bundle import blob_ref
 from reft_edge.bundle.manifest import BlobRef, Manifest
 from reft_edge.config import convert_settings
 from reft_edge.coordinator import rounds
-from reft_edge.coordinator.collecting import Collector, OpenRound
+from reft_edge.coordinator.collecting import Collector
 from reft_edge.coordinator.fleet import Fleet
-from reft_edge.coordinator.network import Arrived, FromDevice, NotArrived
+from reft_edge.coordinator.network_events import Arrived, FromDevice, NotArrived
+from reft_edge.coordinator.open_round import OpenRound
 from reft_edge.coordinator.parts import RunParts
 from reft_edge.coordinator.planning import plan
 from reft_edge.coordinator.policies import POLICIES, Ladder

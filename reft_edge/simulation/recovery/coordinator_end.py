@@ -12,7 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from reft_edge.coordinator.network import Arrived, Broken, FromDevice, LinkDown, LinkUp, Network, NotArrived
+from reft_edge.coordinator.network import Network
+from reft_edge.coordinator.network_events import Arrived, Broken, FromDevice, LinkDown, LinkUp, NotArrived
 from reft_edge.simulation.brokers import start_broker
 from reft_edge.simulation.recovery import ends
 from reft_edge.wire.blobs import BlobStore
