@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from hypothesis import settings
 
 from reft_edge.simulation.brokers import BrokerKind, RunningBroker, find_mosquitto, start_broker
 
@@ -24,6 +25,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Where the tests run in the background, Ctrl-C is ignored, and children would inherit that; some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same examples every time: whether a change is right must not depend on luck. scripts/fuzz looks for new ones.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 _numbers = itertools.count()
 

@@ -4,8 +4,8 @@ Nothing but ordinary messages through the broker, so it measures what blocks wil
 device talks to itself on two topics that nobody else has:
 
 - round trip: a small message that comes back by subscription;
-- up: blocks that nobody reads, then a small message. A broker reads a connection in order, so when the small one comes
-  back, the blocks have arrived;
+- up: blocks that nobody reads, then a message that comes back. A broker reads a connection in order, so the blocks have
+  arrived then;
 - down: a retained block, which the broker sends at each subscription.
 
 The block is removed again. There is one, so that the access rules can name its topic: with room for more, a malicious
@@ -23,6 +23,7 @@ from statistics import median
 
 from reft_edge.errors import BrokerError
 from reft_edge.wire.mqtt import BrokerSettings, Event, MqttLink, Received, Rejected
+from reft_edge.wire.outbox import SMALL_BYTES
 from reft_edge.wire.topics import probe_topics
 
 BLOCK_BYTES = 64 * 1024
@@ -36,6 +37,9 @@ _FIRST_ECHOES = 5
 _FIRST_BLOCKS = 2
 _MAX_BLOCKS = 64
 """4 MiB: at 100 MB/s that is 40 ms, enough to be timed."""
+
+_END = b"end".ljust(SMALL_BYTES + 1)
+"""Large enough to wait behind the blocks: our own link sends small messages first."""
 
 _SHORTEST_S = 1e-6
 """Noise can make a transfer on loopback look shorter than a round trip."""
@@ -92,7 +96,7 @@ class _Probe:
         return LinkSpeed(
             round_trip_s=round_trip,
             # Up waits for one round trip besides its bytes, down for one a block.
-            up_bytes_per_s=n_bytes / max(_SHORTEST_S, up_s - round_trip),
+            up_bytes_per_s=(n_bytes + len(_END)) / max(_SHORTEST_S, up_s - round_trip),
             down_bytes_per_s=n_bytes / max(_SHORTEST_S, down_s - n_blocks * round_trip),
         )
 
@@ -118,8 +122,8 @@ class _Probe:
             # Random bytes, so that no link on the way compresses them.
             block = secrets.token_bytes(BLOCK_BYTES)
             self._link.publish(self._block_topic, block, qos=1, retain=index == n_blocks - 1)
-        self._link.publish(self._echo_topic, b"end", qos=1)
-        self._wait_for({self._echo_topic: b"end"})
+        self._link.publish(self._echo_topic, _END, qos=1)
+        self._wait_for({self._echo_topic: _END})
         return time.perf_counter() - start
 
     def _fetch_blocks(self, n_blocks: int) -> float:

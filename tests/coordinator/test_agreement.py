@@ -22,6 +22,10 @@ def logits(n_teachers, seed=0, spread=0.3):
     return (truth + spread * rng.normal(size=(n_teachers, 40, 4))).astype(np.float32)
 
 
+FLOOR = 1e-9
+"""What every probability gets, so that none is 0."""
+
+
 def softmax(values):
     powers = np.exp(values - values.max(-1, keepdims=True))
     return powers / powers.sum(-1, keepdims=True)
@@ -38,7 +42,7 @@ def target(outputs, settings=AGREEMENT, loss=None, samples=None):
 def slow_divergence(cohort, teacher):
     total = 0.0
     for r, p in zip(cohort, teacher, strict=True):
-        total += sum(a * np.log(a / b) for a, b in zip(r, p, strict=True))
+        total += sum(a * np.log(a / (b + FLOOR)) for a, b in zip(r, p, strict=True))
     return total / len(cohort)
 
 
@@ -46,10 +50,10 @@ def slow_divergence(cohort, teacher):
 @given(seed=st.integers(0, 1000), n_teachers=st.integers(1, 6))
 def test_divergences_are_those_from_the_median_and_weights_fall_exponentially_with_them(seed, n_teachers):
     probabilities = softmax(logits(n_teachers, seed, 2.0).astype(np.float64))
-    cohort = np.median(probabilities, axis=0)
+    cohort = np.median(probabilities, axis=0) + FLOOR
     cohort /= cohort.sum(-1, keepdims=True)
     found = divergences_of_classes(list(probabilities))
-    np.testing.assert_allclose(found, [slow_divergence(cohort, p) for p in probabilities], atol=1e-5)
+    np.testing.assert_allclose(found, [slow_divergence(cohort, p) for p in probabilities], atol=1e-12)
     weights = agreement_weights(found)
     assert weights.sum() == pytest.approx(1)
     np.testing.assert_allclose(weights / weights[0], np.exp(-BETA * (found - found[0])), rtol=1e-6)
