@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -61,14 +62,13 @@ class UpdateStack:
             self._file = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115  closed by __exit__
         except OSError as exc:
             raise _full(exc) from exc
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._file.close)
             for update in updates:
                 check_fits(update, global_tensors)
                 self._append(update)
                 self.n_devices += 1
-        except BaseException:
-            self._file.close()
-            raise
+            undo.pop_all()
 
     def __enter__(self) -> UpdateStack:
         return self
