@@ -39,6 +39,11 @@ COMMANDS = {
     "coordinator": Command(
         "reft_edge.cli.coordinator", "run the coordinator: plan, send, merge, distil", "coordinator"
     ),
+    "status": Command("reft_edge.cli.status", "how a federation stands", "coordinator"),
+    "devices": Command("reft_edge.cli.devices", "its devices: what each is, trains and does", "coordinator"),
+    "rounds": Command("reft_edge.cli.rounds", "its rounds: accuracy, updates, time and bytes", "coordinator"),
+    "watch": Command("reft_edge.cli.watch", "follow a run as it goes on", "coordinator"),
+    "report": Command("reft_edge.cli.report", "a run as one HTML page", "coordinator"),
     "provision": Command("reft_edge.cli.provision", "give out certificates, renew and revoke them", "agent"),
     "quarantine": Command("reft_edge.cli.quarantine", "devices that get no tasks: list, lift or add", "coordinator"),
     "broker": Command("reft_edge.cli.broker", "run a broker on this machine, for trying out", "demo"),
@@ -52,6 +57,7 @@ examples:
   reft-edge plan --model vgg16 --profile board.toml
   reft-edge coordinator federation.toml             on a laptop
   reft-edge agent agent.toml                        on every device
+  reft-edge status federation.toml                  how does it stand? devices, rounds and watch say more
 
 `reft-edge COMMAND --help` tells more about each.
 """

@@ -17,6 +17,9 @@ from reft_edge.wire.messages import Measured
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
     """Base of all events. Nothing else derives from the structs below."""
 
+    at: float | None = None
+    """Unix seconds; set as the event is written to the run's log."""
+
 
 class Started(Event, frozen=True, kw_only=True, tag="started"):
     run: str

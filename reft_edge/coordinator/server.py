@@ -148,7 +148,7 @@ class Coordinator:
     def _work(self, store: Store, record: RunRecord, *, resumed: bool) -> Summary:
         """Work on a run that has not finished, and keep what is told about it."""
         directory = self._directory(record.run)
-        with EventLog(directory, self._listener) as listener:
+        with EventLog(directory, self._listener, clock=self._clock) as listener:
             self._play(store, record, listener, resumed=resumed)
             summary = self._summary(store, record)
             finished = _finished(summary)

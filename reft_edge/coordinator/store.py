@@ -16,6 +16,7 @@ mode with full synchronization, because a receipt makes a device delete its copy
 from __future__ import annotations
 
 import fcntl
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -52,6 +53,10 @@ Record = TypeVar("Record", bound=msgspec.Struct)
 DATABASE_FILE = "coordinator.sqlite"
 LOCK_FILE = "coordinator.lock"
 
+LOCK_ATTEMPTS = 5
+LOCK_PAUSE_S = 0.05
+"""Whoever asks `is_at_work` holds the lock for a moment."""
+
 SEQUENCE = "messages"
 """Row of the numbers that tasks carry."""
 
@@ -86,11 +91,15 @@ class Store:
         with self._transaction() as connection:
             connection.execute(insert(tables.runs).values(**_columns(record)))
 
+    def runs(self, federation: str) -> list[RunRecord]:
+        """All runs of a federation, the latest first."""
+        table = tables.runs
+        query = select(table).where(table.c.federation == federation).order_by(table.c.created_at.desc())
+        return self._read(query, RunRecord)
+
     def latest_run(self, federation: str) -> RunRecord | None:
         """The run of a federation that was started last."""
-        table = tables.runs
-        query = select(table).where(table.c.federation == federation).order_by(table.c.created_at.desc()).limit(1)
-        return next(iter(self._read(query, RunRecord)), None)
+        return next(iter(self.runs(federation)), None)
 
     def set_run_state(self, run: str, state: RunState, *, reason: str = "", ended_at: float | None = None) -> None:
         table = tables.runs
@@ -378,6 +387,18 @@ class Store:
             return [kind(**{name: row[name] for name in fields}) for row in rows]
 
 
+def is_at_work(directory: Path) -> bool:
+    """Whether a process owns the store in `directory`."""
+    try:
+        with (directory / LOCK_FILE).open("r", encoding="utf-8") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # nobody ever opened it
+        return False
+    return False
+
+
 def _lock(directory: Path) -> IO[str]:
     """Hold the store's lock file, for as long as it is open."""
     try:
@@ -385,12 +406,15 @@ def _lock(directory: Path) -> IO[str]:
         handle = (directory / LOCK_FILE).open("w", encoding="utf-8")
     except OSError as exc:
         raise ResourceError(f"{directory} cannot be written: {exc.strerror or exc}; set [output] directory") from exc
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
-        handle.close()
-        raise FederationError(f"another coordinator is at work in {directory}; stop it first") from exc
-    return handle
+    for _ in range(LOCK_ATTEMPTS):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(LOCK_PAUSE_S)
+        else:
+            return handle
+    handle.close()
+    raise FederationError(f"another coordinator is at work in {directory}; stop it first")
 
 
 def _configure(connection: Any, _: object) -> None:

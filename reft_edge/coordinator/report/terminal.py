@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def print_report(report: RunReport, console: Console) -> None:
     """Rounds, devices, what was rejected, exported files, and the final figure beside central training."""
-    console.print(_rounds(report))
+    console.print(rounds_table(report))
     console.print(_devices(report))
     for rejected in report.rejected:
         console.print(
@@ -36,16 +36,20 @@ def print_report(report: RunReport, console: Console) -> None:
     console.print(line, soft_wrap=True)
 
 
-def _rounds(report: RunReport) -> Table:
-    table = _table(f"{report.federation}: {report.metric} on test data", "round")
-    _columns(table, "weighted mean", "merged", "distilled", "updates", "time")
+def rounds_table(report: RunReport) -> Table:
+    """A row a round; bytes are those of all devices together."""
+    table = new_table(f"{report.federation}: {report.metric} on test data", "round")
+    right_aligned(table, "mean", "merged", "distilled", "updates", "down", "up", "time")
     for one in report.rounds:
+        parts = [part for device in report.devices for part in device.rounds if part.round == one.round]
         table.add_row(
             str(one.round),
             metric_text(one.averaged, report.metric),
             metric_text(one.merged, report.metric),
             metric_text(one.distilled, report.metric),
             f"{one.updates} of {one.asked}",
+            bytes_text(sum(part.down_bytes for part in parts)),
+            bytes_text(sum(part.up_bytes for part in parts)),
             seconds_text(one.seconds),
         )
     return table
@@ -53,8 +57,8 @@ def _rounds(report: RunReport) -> Table:
 
 def _devices(report: RunReport) -> Table:
     unpruned = bytes_text(report.unpruned_bytes)
-    table = _table(f"Devices, all rounds (unpruned float32: {unpruned} each way)", "device")
-    _columns(table, "model", "down", "up", "predicted", "measured")
+    table = new_table(f"Devices, all rounds (unpruned float32: {unpruned} each way)", "device")
+    right_aligned(table, "model", "down", "up", "predicted", "measured")
     for device in report.devices:
         predicted, measured = mean_times(device)
         table.add_row(
@@ -77,8 +81,8 @@ def mean_times(device: DeviceFigures) -> tuple[float | None, float | None]:
 
 
 def _exports(report: RunReport) -> Table:
-    table = _table("Exported models", "file")
-    _columns(table, "size", report.metric)
+    table = new_table("Exported models", "file")
+    right_aligned(table, "size", report.metric)
     for one in report.exports:
         size = one.values.get("size_bytes")
         value = metric_text(one.values.get(report.metric), report.metric)
@@ -86,13 +90,13 @@ def _exports(report: RunReport) -> Table:
     return table
 
 
-def _table(title: str, first_column: str) -> Table:
+def new_table(title: str, first_column: str) -> Table:
     """Fits 80 characters, the width of a terminal that nobody has widened."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column(first_column, no_wrap=True)
     return table
 
 
-def _columns(table: Table, *headings: str) -> None:
+def right_aligned(table: Table, *headings: str) -> None:
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)

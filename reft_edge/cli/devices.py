@@ -1,0 +1,86 @@
+"""The devices of a federation: what each trains, what it does now, and what became of its updates.
+
+`planned` and `took` are the seconds of the latest round, without the upload. `updates` are those that counted, of all
+that were announced in this run. `heard` is how long ago the coordinator last heard of the device. A temperature stands
+beside the state where a device was throttled. --json says all that is known, with the kind of each device.
+`reft-edge quarantine` says more about those that get no tasks, and lifts them.
+
+examples:
+  reft-edge devices federation.toml
+  reft-edge devices federation.toml --json | jq '.[] | select(.state == "offline") | .device'
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import TYPE_CHECKING
+
+from reft_edge.cli.run_arguments import add_json_argument, add_run_arguments, load_overview, print_json
+
+if TYPE_CHECKING:
+    from reft_edge.coordinator.overview import DeviceOverview
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_run_arguments(parser)
+    add_json_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    devices = load_overview(args).devices
+    if args.json:
+        print_json(devices)
+    elif devices:
+        _print(devices)
+    else:
+        print("No device was ever heard of.")
+    return 0
+
+
+def _print(devices: list[DeviceOverview]) -> None:
+    from rich.console import Console
+
+    from reft_edge.coordinator.report.page import seconds_text
+    from reft_edge.coordinator.report.terminal import new_table, right_aligned
+
+    table = new_table("", "device")
+    table.add_column("state", no_wrap=True)
+    right_aligned(table, "model", "updates", "planned", "took", "heard")
+    for one in devices:
+        table.add_row(
+            one.device,
+            _state(one),
+            "-" if one.share is None else f"{one.share:.0%}",
+            _updates(one),
+            seconds_text(one.predicted_s),
+            seconds_text(one.measured_s),
+            _ago(one.seen_at),
+        )
+    Console().print(table)
+
+
+def _state(one: DeviceOverview) -> str:
+    if one.state == "training" and one.steps_total:
+        return f"training {one.steps_done / one.steps_total:.0%}"
+    if one.throttled:
+        return (
+            f"{one.state}, hot" if one.temperature_celsius is None else f"{one.state}, {one.temperature_celsius:.0f} °C"
+        )
+    return one.state
+
+
+def _updates(one: DeviceOverview) -> str:
+    """Those that counted, of all that were announced."""
+    return f"{one.updates.get('received', 0)} of {sum(one.updates.values())}"
+
+
+def _ago(at: float | None) -> str:
+    """How long ago that was, in its largest unit."""
+    if at is None:
+        return "-"
+    seconds = max(0.0, time.time() - at)
+    for length, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

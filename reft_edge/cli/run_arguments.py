@@ -1,0 +1,46 @@
+"""What the commands that look at a run have in common: which run, and how to print."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reft_edge.coordinator.overview import RunOverview
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("settings", type=Path, metavar="FEDERATION_TOML", help="the coordinator's settings file")
+    parser.add_argument("--run", metavar="RUN", help="a run's name (default: the latest)")
+
+
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def load_overview(args: argparse.Namespace) -> RunOverview:
+    """How the run stands that `args` name."""
+    from reft_edge.coordinator.overview import overview
+    from reft_edge.coordinator.run_files import find_run
+
+    files = find_run(args.settings, args.run)
+    return overview(
+        files.events(),
+        record=files.record,
+        at_work=files.at_work,
+        devices=files.devices,
+        quarantined=files.quarantined,
+    )
+
+
+def print_json(value: object) -> None:
+    import msgspec
+
+    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def time_text(at: float | None) -> str:
+    """Unix seconds as local time, a hyphen for what is unknown."""
+    return "-" if at is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))

@@ -1,0 +1,225 @@
+"""`status`, `devices`, `rounds`, `watch` and `report`: what lies on disk is shown, beside the coordinator and after it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from contextlib import closing
+
+import msgspec
+import pytest
+
+from reft_edge.cli.main import main
+from reft_edge.coordinator import events
+from reft_edge.coordinator.event_log import EventLog, follow_log
+from reft_edge.coordinator.records import DeviceRecord, Prediction, QuarantineRecord, RunRecord
+from reft_edge.coordinator.store import Store, is_at_work
+from reft_edge.profiling.profile import DeviceProfile, Quantity
+from reft_edge.wire.messages import Measured, ProfileAnnouncement
+
+SETTINGS = """
+federation = "birds"
+[model]
+name = "mlp"
+input_shape = [6]
+n_outputs = 3
+[distillation]
+epochs = 0
+"""
+
+RUN = "20260301-0badcafe"
+TOOK = Measured(
+    download_s=1.0, start_s=0.5, training_s=2.0, steps=8, peak_memory_bytes=1, temperature_celsius=81.0, throttled=True
+)
+
+
+def profile() -> DeviceProfile:
+    one = Quantity(value=1.0, basis="specified")
+    return DeviceProfile(name="pi-4", cores=one, clock_hz=one, flops_per_cycle=one, memory_total_bytes=one)
+
+
+def planned(device: str) -> events.PlannedDevice:
+    return events.PlannedDevice(
+        device=device,
+        variant="0.5",
+        ratio=0.5,
+        parameters=10,
+        forward_macs=5,
+        share=0.25,
+        prediction=Prediction(download_s=1.0, training_s=2.5),
+        predicted_round_s=4.0,
+    )
+
+
+def told() -> list[events.Event]:
+    return [
+        events.Started(
+            run=RUN, federation="birds", resumed=False, round=1, rounds=2, model="mlp", parameters=40, global_bytes=160
+        ),
+        events.DeviceSeen(device="pi-1", online=True, profile="pi-4", training_samples=9),
+        events.Planned(round=1, attempt=1, devices=[planned("pi-1"), planned("pi-2")], excluded=[]),
+        events.RoundStarted(round=1, attempt=1, devices=["pi-1", "pi-2"], deadline=1e9),
+        events.DeviceProgress(round=1, device="pi-2", state="failed", reason="no space left on the device"),
+        events.UpdateSeen(round=1, device="pi-1", state="received", up_bytes=30, measured=TOOK),
+        events.RoundMerged(round=1, updates=1, accuracy=0.5),
+        events.RoundClosed(
+            round=1,
+            seconds=5.0,
+            counted=1,
+            asked=2,
+            accuracy=0.5,
+            traffic=[events.DeviceBytes(device="pi-1", down_bytes=2048, up_bytes=1024, full_model_bytes=160)],
+        ),
+    ]
+
+
+FINISHED = events.Finished(run=RUN, rounds=1, accuracy=0.5, mse=None, updates={"merged": 1}, directory="")
+
+
+@pytest.fixture
+def federation(tmp_path):
+    """Settings of a federation whose coordinator was stopped after one round of two."""
+    path = tmp_path / "federation.toml"
+    path.write_text(SETTINGS)
+    announcement = ProfileAnnouncement(profile=profile(), training_samples=9)
+    with closing(Store(tmp_path / "federation")) as store:
+        store.create_run(RunRecord(run=RUN, federation="birds", settings_digest="", created_at=1e9))
+        store.save_device(DeviceRecord(device="pi-1", announcement=announcement, seen_at=1e9))
+        store.save_device(DeviceRecord(device="pi-3", announcement=announcement, seen_at=1e9))
+        store.quarantine(QuarantineRecord(device="pi-3", since=1e9, reason="three bad updates", by="rejections"))
+    with EventLog(tmp_path / "federation" / RUN, events.ignore, clock=lambda: 2e9) as tell:
+        for event in told():
+            tell(event)
+    return path
+
+
+def answer(capsys, *arguments: object) -> str:
+    assert main([str(one) for one in arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_status_says_where_the_run_stands_and_who_has_trouble(federation, capsys):
+    text = answer(capsys, "status", federation)
+    assert "round 1 of 2: interrupted: the coordinator is not running" in text
+    assert "accuracy by round: 50.0%" in text
+    assert "3 devices, 1 done, 1 failed, 1 quarantine" in text
+    assert "pi-2 (failed): no space left on the device" in text
+    assert "pi-3 (quarantine): three bad updates" in text
+
+
+def test_status_sees_a_coordinator_at_work(federation, capsys):
+    with closing(Store(federation.parent / "federation")):
+        assert json.loads(answer(capsys, "status", federation, "--json"))["at_work"] is True
+    assert json.loads(answer(capsys, "status", federation, "--json"))["at_work"] is False
+
+
+def test_asking_who_is_at_work_does_not_keep_a_coordinator_out(tmp_path):
+    Store(tmp_path).close()
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.wait(0.002):
+            is_at_work(tmp_path)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for _ in range(20):
+            Store(tmp_path).close()
+    finally:
+        stop.set()
+        asking.join()
+
+
+def test_devices_are_told_whole_as_json(federation, capsys):
+    one, two, three = json.loads(answer(capsys, "devices", federation, "--json"))
+    assert (one["device"], one["state"], one["profile"], one["training_samples"]) == ("pi-1", "done", "pi-4", 9)
+    assert (one["predicted_s"], one["measured_s"], one["share"]) == (3.5, 3.5, 0.25)
+    assert (one["temperature_celsius"], one["throttled"], one["updates"]) == (81.0, True, {"received": 1})
+    assert one["seen_at"] == 2e9, "an event is later than the announcement"
+    assert (two["state"], two["reason"]) == ("failed", "no space left on the device")
+    assert (three["state"], three["seen_at"], three["share"]) == ("quarantine", 1e9, None)
+
+
+def test_the_table_of_devices_fits_a_terminal(federation, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    text = answer(capsys, "devices", federation)
+    assert "done, 81 °C" in text
+    assert "1 of 1" in text
+    assert "…" not in text
+
+
+def test_rounds_tell_accuracy_and_bytes(federation, capsys):
+    text = answer(capsys, "rounds", federation)
+    assert "50.0%" in text
+    assert "2.0 KiB" in text
+    (only,) = json.loads(answer(capsys, "rounds", federation, "--json"))
+    assert (only["merged"], only["updates"], only["asked"]) == (0.5, 1, 2)
+
+
+def test_a_report_is_made_of_a_run_that_has_not_ended_and_of_a_copied_folder(federation, capsys, tmp_path):
+    page = tmp_path / "page.html"
+    assert answer(capsys, "report", federation, "--output", page).strip() == str(page)
+    assert "birds" in page.read_text()
+    figures = json.loads(answer(capsys, "report", federation.parent / "federation" / RUN, "--json"))
+    assert (figures["run"], figures["finished"], figures["value"]) == (RUN, False, 0.5)
+
+
+def test_following_ends_with_the_run_and_takes_lines_that_come_in_pieces(tmp_path):
+    path = tmp_path / "events.jsonl"
+    lines = b"".join(msgspec.json.encode(event) + b"\n" for event in [*told(), FINISHED])
+    pieces = [lines[:100], lines[100:101], lines[101:]]
+
+    def write_on() -> None:
+        with path.open("ab") as file:
+            file.write(pieces.pop(0))
+
+    assert list(follow_log(path, wait=write_on)) == [*told(), FINISHED]
+
+
+def test_watching_goes_on_over_rounds_that_follow_a_finished_run(tmp_path):
+    path = tmp_path / "events.jsonl"
+    again = msgspec.structs.replace(FINISHED, rounds=2)
+    path.write_bytes(b"".join(msgspec.json.encode(event) + b"\n" for event in (FINISHED, *told(), again)))
+    assert list(follow_log(path, wait=pytest.fail)) == [FINISHED, *told(), again]
+
+
+def test_watch_follows_a_run_from_another_process(federation):
+    command = [sys.executable, "-m", "reft_edge", "watch", str(federation), "--json"]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE) as watching,
+        EventLog(federation.parent / "federation" / RUN, events.ignore) as tell,
+    ):
+        assert watching.stdout is not None
+        for event in told():
+            assert json.loads(watching.stdout.readline())["event"] == event.__struct_config__.tag
+        tell(FINISHED)
+        assert json.loads(watching.stdout.readline())["event"] == "finished"
+        assert watching.wait() == 0
+
+
+BAD = {
+    "no such run": (["status", "{file}", "--run", "x"], 2, "has no run 'x'; the latest are: " + RUN),
+    "no such file": (["devices", "{file}x"], 2, "no such file"),
+    "no such folder": (["report", "{file}x"], 2, "does not exist; give federation.toml, or a run's folder"),
+    "another folder": (["report", "{folder}"], 8, "is {folder} the folder of a run?"),
+    "a folder that is not there": (["report", "{file}", "--output", "{folder}/a/b.html"], 9, "cannot be written"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_wrong_is_one_line(federation, capsys, name):
+    arguments, code, message = BAD[name]
+    places = {"file": federation, "folder": federation.parent}
+    assert main([one.format(**places) for one in arguments]) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message.format(**places) in line
+
+
+def test_a_federation_that_never_ran_says_so(tmp_path, capsys):
+    path = tmp_path / "federation.toml"
+    path.write_text(SETTINGS)
+    assert main(["status", str(path)]) == 8
+    assert "has no store yet" in capsys.readouterr().err
