@@ -1,4 +1,4 @@
-"""`status`, `devices`, `rounds`, `watch` and `report`: what lies on disk is shown, beside the coordinator and after it."""
+"""`status`, `devices`, `rounds`, `watch`, `report`: what lies on disk is shown, beside the coordinator and after it."""
 
 from __future__ import annotations
 
