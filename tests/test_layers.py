@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors"},
     "data_files": {"errors"},
     "profiling": {"errors", "types", "config"},
+    "starter": {"errors", "types"},
     "data": {"errors", "types", "config"},
     "bundle": {"errors", "types", "config", "profiling"},
     "wire": {"errors", "types", "config", "profiling", "bundle"},

@@ -33,6 +33,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "demo": Command("reft_edge.cli.demo", "run a whole federation on this machine", "demo"),
+    "new": Command("reft_edge.cli.new", "write a starter project that runs at once", "agent"),
     "profile-device": Command("reft_edge.cli.profile_device", "measure what this device can do", "agent"),
     "plan": Command("reft_edge.cli.plan", "show what each device would train, and what it would cost", "coordinator"),
     "agent": Command("reft_edge.cli.agent", "run the agent: train here, on this device's own data", "agent"),
@@ -53,6 +54,7 @@ COMMANDS = {
 EPILOG = """\
 examples:
   reft-edge demo                                    the whole loop with four emulated boards
+  reft-edge new my-federation                       a project of your own to start from
   reft-edge profile-device --output board.toml      on a board: what can it do?
   reft-edge plan --model vgg16 --profile board.toml
   reft-edge coordinator federation.toml             on a laptop
