@@ -28,7 +28,8 @@ from reft_edge.data.load import load_dataset
 from reft_edge.errors import BundleError, DataError, ReftError, ResourceError
 from reft_edge.profiling.thermal import read_thermal
 from reft_edge.wire.blobs import BlobStore
-from reft_edge.wire.codecs import ErrorFeedback, decode_tensors
+from reft_edge.wire.codecs import decode_tensors
+from reft_edge.wire.compensation.error_feedback import ErrorFeedback
 from reft_edge.wire.messages import Measured, Task, UpdateManifest
 
 if TYPE_CHECKING:
@@ -167,12 +168,13 @@ class TaskRunner:
         delta = _subtract(trained.tensors, received)
         key = f"{task.run}:{manifest.training_graph.sha256}"
         feedback = ErrorFeedback(task.plan.update_codec, self._read_residual(command.residual, key, manifest))
-        blob = self._blobs.put(feedback.encode(delta))
+        rng = np.random.default_rng(derive_seed(self._configure.device, str(task.plan.seed), "codec"))
+        blob = self._blobs.put(feedback.encode(delta, rng=rng))
         residual = None
-        if feedback.residual:
+        if feedback.state:
             # A new name for each task: until the daemon has noted it, a repetition starts from the old one.
             residual = Residual(name=f"{task.task}.safetensors.zst", key=key)
-            write_atomically(self._residuals / residual.name, pack_tensors(feedback.residual))
+            write_atomically(self._residuals / residual.name, pack_tensors(feedback.state))
         update = UpdateManifest(
             blob=blob,
             codec=task.plan.update_codec,

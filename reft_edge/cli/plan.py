@@ -85,8 +85,8 @@ def run(args: argparse.Namespace) -> int:
         local_epochs=settings.training.local_epochs,
         batch_size=settings.training.batch_size,
         deadline_s=settings.deadline_s,
-        weights_codec=settings.training.weights_codec,
-        update_codec=settings.training.update_codec,
+        weights_codec=settings.training.weights_encoding,
+        update_codec=settings.training.update_encoding,
     )
     model = initial_model(settings.model, base_dir=base_dir, seed=settings.seed)
     workshop = Workshop(model, settings.model, importance=settings.planning.importance, seed=settings.seed)

@@ -136,7 +136,7 @@ class Planner:
                 learning_rate=training.learning_rate,
                 learning_rate_schedule=training.schedule,
                 seed=device_seed(self._settings.seed, key.number, item.device),
-                update_codec=training.update_codec,
+                update_codec=training.update_encoding,
             ),
         )
 
@@ -164,8 +164,8 @@ def workload_of(settings: FederationSettings) -> Workload:
         local_epochs=training.local_epochs,
         batch_size=training.batch_size,
         deadline_s=settings.deadline_s,
-        weights_codec=training.weights_codec,
-        update_codec=training.update_codec,
+        weights_codec=training.weights_encoding,
+        update_codec=training.update_encoding,
     )
 
 

@@ -109,7 +109,7 @@ class Conductor:
             list(current.assignments.values()),
             current.variants,
             self._learner.read(self._weights()),
-            codec=self._settings.training.weights_codec,
+            codec=self._settings.training.weights_encoding,
             blobs=self._blobs,
         )
         self._store.save_assignments(published)

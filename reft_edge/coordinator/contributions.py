@@ -17,6 +17,7 @@ from reft_edge.bundle.bundle import weights_limit
 from reft_edge.bundle.manifest import CrossEntropy
 from reft_edge.coordinator.screening import UpdateLength
 from reft_edge.errors import BundleError
+from reft_edge.wire.codec_names import codec_text
 from reft_edge.wire.codecs import decode_tensors
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from reft_edge.coordinator.catalogue import CompiledVariant
     from reft_edge.types import Array, Tensors
     from reft_edge.wire.blobs import BlobStore
-    from reft_edge.wire.messages import UpdateManifest, WeightsCodec, WeightsRef
+    from reft_edge.wire.codec_names import Codec
+    from reft_edge.wire.messages import UpdateManifest, WeightsRef
 
 MAX_NORM_RATIO = 10.0
 """An update may be this many times as long (Euclidean norm over all parameters) as the weights it started from.
@@ -67,10 +69,10 @@ def read_update(contribution: Contribution, blobs: BlobStore) -> dict[str, Array
     return decode_tensors(data, contribution.update.codec, contribution.variant.manifest.tensors)
 
 
-def unwanted_reason(update: UpdateManifest, manifest: Manifest, codec: WeightsCodec) -> str:
+def unwanted_reason(update: UpdateManifest, manifest: Manifest, codec: Codec) -> str:
     """Why an announced update need not even be pulled; empty when it may be useful."""
     if update.codec != codec:
-        return f"the update is encoded as {update.codec}; {codec} was asked for"
+        return f"the update is encoded as {codec_text(update.codec)!r}; {codec_text(codec)!r} was asked for"
     limit = weights_limit(manifest)
     if update.blob.size_bytes > limit:
         return f"the update has {update.blob.size_bytes} bytes; at most {limit} can be of use"

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from reft_edge.bundle.manifest import Cost, Manifest, TensorSpec
+from reft_edge.bundle.manifest import Cost, Manifest
 from reft_edge.coordinator.records import Prediction
 from reft_edge.profiling.profile import DeviceProfile, Quantity
-from reft_edge.wire.messages import Measured, WeightsCodec
+from reft_edge.wire.codec_names import Codec, Float16, Float32, Int8
+from reft_edge.wire.codecs import encoded_bytes
+from reft_edge.wire.messages import Measured
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,8 +71,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     local_epochs: int
     batch_size: int
     deadline_s: float
-    weights_codec: WeightsCodec = "float16"
-    update_codec: WeightsCodec = "int8"
+    weights_codec: Codec = Float16()
+    update_codec: Codec = Int8()
 
 
 class Correction(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,29 +120,11 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
             ratio=ratio,
             cost=manifest.cost,
             graph_bytes=graphs,
-            weight_bytes=encoded_bytes(manifest.tensors, "float32"),
+            weight_bytes=encoded_bytes(manifest.tensors, Float32()),
             down_bytes=graphs + encoded_bytes(manifest.tensors, workload.weights_codec),
             up_bytes=encoded_bytes(manifest.tensors, workload.update_codec),
             sample_bytes=4 * manifest.input.n_elements,
         )
-
-
-def encoded_bytes(tensors: Sequence[TensorSpec], codec: WeightsCodec) -> int:
-    """Bytes of a weights or update blob before lossless compression, which saves a tenth at most.
-
-    As `wire.codecs` encodes: tensors of fewer than two axes and integers stay as they are.
-    """
-    total = 0
-    for spec in tensors:
-        entry = 100 + len(spec.name)  # in the container's header
-        itemsize = 8 if spec.dtype == "int64" else 4
-        if spec.dtype != "float32" or len(spec.shape) < 2 or codec == "float32":
-            total += entry + itemsize * spec.n_elements
-        elif codec == "float16":
-            total += entry + 2 * spec.n_elements
-        else:
-            total += 2 * entry + spec.n_elements + 4 * spec.shape[0]
-    return total
 
 
 def predict(device: Device, option: Option, workload: Workload) -> Prediction:

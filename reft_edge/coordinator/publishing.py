@@ -17,12 +17,13 @@ from reft_edge.bundle.manifest import BlobRef
 from reft_edge.coordinator.records import AssignmentRecord, RoundKey
 from reft_edge.wire.broadcast import may_broadcast
 from reft_edge.wire.codecs import encode_tensors
-from reft_edge.wire.messages import Task, WeightsCodec, WeightsRef
+from reft_edge.wire.messages import Task, WeightsRef
 
 if TYPE_CHECKING:
     from reft_edge.coordinator.catalogue import CompiledVariant
     from reft_edge.types import Tensors
     from reft_edge.wire.blobs import BlobStore
+    from reft_edge.wire.codec_names import Codec
 
 BROADCAST_FROM = 2
 """Devices that share a variant before its blobs are laid at the broker."""
@@ -33,7 +34,7 @@ def publish_weights(
     variants: Mapping[str, CompiledVariant],
     global_tensors: Tensors,
     *,
-    codec: WeightsCodec,
+    codec: Codec,
     blobs: BlobStore,
 ) -> list[AssignmentRecord]:
     """Store the weights of every variant in use; returns the assignments with their blobs named."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from reft_edge.coordinator.rejection_settings import RejectionSettings
-from reft_edge.wire.messages import WeightsCodec
+from reft_edge.wire.codec_names import Codec
 
 if TYPE_CHECKING:
     from reft_edge.coordinator.records import UpdateRecord
@@ -45,7 +45,7 @@ class RejectedNote(msgspec.Struct, frozen=True, kw_only=True):
     """Unix seconds."""
     sha256: str
     size_bytes: int
-    codec: WeightsCodec
+    codec: Codec
     training_samples: int
     """What the device says."""
 

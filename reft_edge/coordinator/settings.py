@@ -23,8 +23,8 @@ from reft_edge.coordinator.rejection_settings import RejectionSettings
 from reft_edge.coordinator.rounds import RoundRules
 from reft_edge.data.settings import DataSettings
 from reft_edge.errors import ConfigError
+from reft_edge.wire.codec_names import Codec, CodecName, find_codec
 from reft_edge.wire.endpoint import BrokerSettings
-from reft_edge.wire.messages import WeightsCodec
 from reft_edge.wire.topics import check_name
 
 Positive: TypeAlias = Annotated[int, Meta(ge=1)]
@@ -66,9 +66,18 @@ class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     batch_size: Annotated[int, Meta(ge=1, le=65_536)] = 32
     learning_rate: Annotated[float, Meta(gt=0, le=1000)] = 0.05
     schedule: Literal["constant", "cosine"] = "constant"
-    update_codec: WeightsCodec = "int8"
-    weights_codec: WeightsCodec = "float16"
+    update_codec: CodecName | Codec = "int8"
+    """A name, or a table with a name and its options; so is `weights_codec`."""
+    weights_codec: CodecName | Codec = "float16"
     """Weights on the way down; half the bytes of float32 for a rounding error far below a training step."""
+
+    @property
+    def update_encoding(self) -> Codec:
+        return find_codec(self.update_codec)
+
+    @property
+    def weights_encoding(self) -> Codec:
+        return find_codec(self.weights_codec)
 
 
 class PlanningSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -15,6 +15,7 @@ from msgspec import Meta
 from reft_edge.bundle.manifest import MAX_AXES, BlobRef, Count
 from reft_edge.errors import RemoteProtocolError
 from reft_edge.profiling.profile import DeviceProfile
+from reft_edge.wire.codec_names import Codec, Float32, Int8
 
 SCHEMA = 1
 
@@ -31,9 +32,6 @@ Text: TypeAlias = Annotated[str, Meta(max_length=2000)]
 Seconds: TypeAlias = Annotated[float, Meta(ge=0, le=1e12)]
 """A duration, or Unix time: until the year 33658. Beyond it sums of them lose their meaning."""
 Shape: TypeAlias = Annotated[tuple[Count, ...], Meta(max_length=MAX_AXES)]
-
-WeightsCodec: TypeAlias = Literal["float32", "float16", "int8"]
-"""How tensors are represented in a weights or update blob; `wire.codecs` implements them."""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True, tag="status"):
@@ -62,7 +60,22 @@ class WeightsRef(msgspec.Struct, frozen=True, kw_only=True):
     """Weights as they travel down: a container blob and the codec of its tensors."""
 
     blob: BlobRef
-    codec: WeightsCodec = "float32"
+    codec: Codec = Float32()
+    broadcast: bool = True
+    """Whether this blob lies at the broker when the task's others do; with a `delta`, few devices need it."""
+
+
+class WeightsDelta(msgspec.Struct, frozen=True, kw_only=True):
+    """Another way to the same weights, for a device that still holds those of an earlier task. See `wire.deltas`."""
+
+    blob: BlobRef
+    codec: Codec
+    base: Digest
+    """Of the whole weights blob that it starts from, which the device fetched, or put together in the same way."""
+    values: Digest
+    """Of what base and delta must give (`wire.deltas.values_digest`)."""
+    broadcast: bool = True
+    """As in `WeightsRef`."""
 
 
 class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,7 +87,7 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True):
     learning_rate_schedule: Literal["constant", "cosine"] = "constant"
     """`cosine`: from `learning_rate` to 0 over the steps of this round (Loshchilov and Hutter, arXiv 1608.03983)."""
     seed: Annotated[int, Meta(ge=0, le=2**62)]
-    update_codec: WeightsCodec = "int8"
+    update_codec: Codec = Int8()
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True, tag="task"):
@@ -88,6 +101,9 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, tag="task"):
     bundle: BlobRef
     """The manifest's JSON as a blob; graphs are named in it."""
     weights: WeightsRef
+    """What the device trains from, and what its update is the difference to."""
+    delta: WeightsDelta | None = None
+    """Fewer bytes to the same weights. Where anything about it is in doubt, the device fetches `weights`."""
     plan: TrainingPlan
     deadline: Seconds
     """Unix time after which an update counts as late."""
@@ -151,6 +167,8 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
     steps: Count
     peak_memory_bytes: Count
     """Peak resident memory of the worker."""
+    down_bytes: Count = 0
+    """Of the blobs that were fetched for this task; those that lay in the spool are not in it."""
     temperature_celsius: float | None = None
     throttled: bool | None = None
 
@@ -159,7 +177,7 @@ class UpdateManifest(msgspec.Struct, frozen=True, kw_only=True):
     """An update: trained minus received weights, as a container blob."""
 
     blob: BlobRef
-    codec: WeightsCodec
+    codec: Codec
     training_samples: Count
     holdout_samples: Count = 0
     loss_first: float | None = None

@@ -13,6 +13,7 @@ import numpy as np
 from reft_edge.bundle.bundle import Bundle
 from reft_edge.bundle.manifest import BlobRef
 from reft_edge.wire.blobs import BlobStore
+from reft_edge.wire.codec_names import Float32
 from reft_edge.wire.codecs import decode_tensors, encode_tensors
 from reft_edge.wire.messages import (
     Close,
@@ -92,7 +93,7 @@ class CoordinatorSide:
         """Put the bundle's blobs into the store and make a task of them."""
         for blob in (bundle.training_graph, bundle.inference_graph):
             self.store.put(blob)
-        weights = self.store.put(encode_tensors(bundle.tensors(), "float32"))
+        weights = self.store.put(encode_tensors(bundle.tensors(), Float32()))
         return Task(
             task=name,
             round=round_,

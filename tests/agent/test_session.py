@@ -14,6 +14,7 @@ from reft_edge.agent import session_words as s
 from reft_edge.agent.session import MAX_ATTEMPTS, Session
 from reft_edge.bundle.manifest import BlobRef
 from reft_edge.errors import LocalProtocolError
+from reft_edge.wire.codec_names import Int8
 from reft_edge.wire.messages import (
     Accepted,
     Done,
@@ -53,7 +54,7 @@ def update_of(name: str) -> BlobRef:
 def finished(name: str = "t1") -> s.TrainingFinished:
     return s.TrainingFinished(
         task=name,
-        update=UpdateManifest(blob=update_of(name), codec="int8", training_samples=5),
+        update=UpdateManifest(blob=update_of(name), codec=Int8(), training_samples=5),
         measured=Measured(download_s=0, start_s=1, training_s=2, steps=3, peak_memory_bytes=4),
         residual=s.Residual(name=f"{name}.zst", key="k"),
     )

@@ -37,6 +37,7 @@ from reft_edge.bundle.bundle import Bundle
 from reft_edge.data.dataset import batches
 from reft_edge.data.load import load_dataset
 from reft_edge.data.settings import DataSettings
+from reft_edge.wire.codec_names import Float32
 from reft_edge.wire.codecs import decode_tensors, encode_tensors
 from reft_edge.wire.messages import Task, TrainingPlan, WeightsRef
 
@@ -63,7 +64,7 @@ class Bench:
         put = self.spool.blobs.put
         put(bundle.training_graph)
         put(bundle.inference_graph)
-        weights = WeightsRef(blob=put(encode_tensors(bundle.tensors(), "float32")))
+        weights = WeightsRef(blob=put(encode_tensors(bundle.tensors(), Float32())))
         manifest = put(bundle.manifest.to_json())
         return Task(task=name, round=0, run="r", bundle=manifest, weights=weights, plan=plan, deadline=0.0)
 
@@ -116,7 +117,7 @@ def reference_update(bench: Bench) -> dict[str, np.ndarray]:
 
 def test_the_update_is_what_training_changed_cold_or_warm(make_bench: Callable[..., Bench]) -> None:
     bench = make_bench()
-    exact = msgspec.structs.replace(PLAN, update_codec="float32")
+    exact = msgspec.structs.replace(PLAN, update_codec=Float32())
     bench.train(bench.task("cold", exact))
     cold = bench.hear(Finished)
     expected = reference_update(bench)

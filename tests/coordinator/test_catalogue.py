@@ -13,6 +13,7 @@ from reft_edge.coordinator.settings import ModelSettings
 from reft_edge.coordinator.store import Store
 from reft_edge.errors import BundleError
 from reft_edge.wire.blobs import BlobStore
+from reft_edge.wire.codec_names import Float16, Int8
 from reft_edge.wire.codecs import encode_tensors
 from reft_edge.wire.messages import TrainingPlan, UpdateManifest
 
@@ -73,7 +74,7 @@ def test_what_is_published_is_the_variant_s_part_of_the_global_model(open_catalo
         AssignmentRecord(task=f"t{d}", device=d, variant="0.5", ratio=0.5, prediction=Prediction(), plan=PLAN)
         for d in "ab"
     ]
-    first, second = publish_weights(asked, {"0.5": variant}, tensors, codec="float16", blobs=blobs)
+    first, second = publish_weights(asked, {"0.5": variant}, tensors, codec=Float16(), blobs=blobs)
     assert first.weights == second.weights
     assert first.broadcast
     assert all(blobs.has(ref.sha256) for ref in blobs_of(first, variant))
@@ -97,5 +98,5 @@ def test_what_is_published_is_the_variant_s_part_of_the_global_model(open_catalo
 
 
 def contribution_of(variant, assignment, update, blobs):
-    manifest = UpdateManifest(blob=blobs.put(encode_tensors(update, "int8")), codec="int8", training_samples=5)
+    manifest = UpdateManifest(blob=blobs.put(encode_tensors(update, Int8())), codec=Int8(), training_samples=5)
     return Contribution(device="a", variant=variant, weights=assignment.weights, update=manifest)

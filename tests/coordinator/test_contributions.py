@@ -12,11 +12,13 @@ from reft_edge.coordinator.contributions import Contribution, check_update, unwa
 from reft_edge.coordinator.settings import ModelSettings
 from reft_edge.errors import BundleError
 from reft_edge.wire.blobs import BlobStore
+from reft_edge.wire.codec_names import Float16, Float32, Int8, codec_text
 from reft_edge.wire.codecs import encode_tensors
 from reft_edge.wire.messages import UpdateManifest, WeightsRef
 
 SETTINGS = ModelSettings(name="digits_cnn", input_shape=(1, 8, 8), n_outputs=10)
 STEPS = 6
+EXACT = Float32()
 
 
 @pytest.fixture(scope="module")
@@ -53,17 +55,17 @@ def honest(tensors, *, size=1e-3):
     return delta
 
 
-def contribution(blobs, variant, tensors, delta, codec="float32"):
+def contribution(blobs, variant, tensors, delta, codec=EXACT):
     data = encode_tensors(delta, codec) if isinstance(delta, dict) else delta
     return Contribution(
         device="a",
         variant=variant,
-        weights=WeightsRef(blob=blobs.put(encode_tensors(tensors, "float32")), codec="float32"),
+        weights=WeightsRef(blob=blobs.put(encode_tensors(tensors, Float32())), codec=Float32()),
         update=UpdateManifest(blob=blobs.put(data), codec=codec, training_samples=5),
     )
 
 
-@pytest.mark.parametrize("codec", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("codec", [Float32(), Float16(), Int8()], ids=codec_text)
 @pytest.mark.parametrize("ratio", [0.0, 0.5])
 def test_an_honest_update_passes_under_every_codec(blobs, variants, ratio, codec):
     variant, tensors = variants[ratio]
@@ -123,7 +125,7 @@ def test_values_that_are_not_finite_are_found_whoever_encoded_them(blobs, varian
 
 def test_bytes_that_are_no_container_are_no_update(blobs, variants):
     variant, tensors = variants[0.0]
-    for data in (b"", b"garbage" * 9, encode_tensors(honest(tensors), "float32")[:-9]):
+    for data in (b"", b"garbage" * 9, encode_tensors(honest(tensors), Float32())[:-9]):
         with pytest.raises(BundleError):
             check_update(contribution(blobs, variant, tensors, data), blobs, max_steps=STEPS)
 
@@ -151,5 +153,5 @@ def test_lengths_compare_between_variants(blobs, variants):
 def test_metrics_that_cannot_be_are_a_reason_not_to_pull(variants, metrics, possible):
     manifest = variants[0.0][0].manifest
     assert isinstance(manifest.loss, CrossEntropy)
-    update = UpdateManifest(blob=manifest.weights, codec="int8", training_samples=5, **metrics)
-    assert (unwanted_reason(update, manifest, "int8") == "") is possible
+    update = UpdateManifest(blob=manifest.weights, codec=Int8(), training_samples=5, **metrics)
+    assert (unwanted_reason(update, manifest, Int8()) == "") is possible

@@ -13,6 +13,7 @@ from reft_edge.coordinator.learning import Learner, LearningOptions
 from reft_edge.coordinator.settings import ModelSettings
 from reft_edge.data.dataset import Dataset
 from reft_edge.wire.blobs import BlobStore
+from reft_edge.wire.codec_names import Float32
 from reft_edge.wire.codecs import encode_tensors
 from reft_edge.wire.messages import UpdateManifest, WeightsRef
 
@@ -29,7 +30,7 @@ def test_a_teacher_is_not_judged_by_the_batch_norm_statistics_of_its_device(tmp_
     variant = CompiledVariant(
         name="0.5", ratio=0.5, manifest=bundle.manifest, manifest_blob=blobs.put(b"{}"), channels=channels
     )
-    weights = WeightsRef(blob=blobs.put(encode_tensors(bundle.tensors(), "float32")), codec="float32")
+    weights = WeightsRef(blob=blobs.put(encode_tensors(bundle.tensors(), Float32())), codec=Float32())
     inputs = np.random.default_rng(0).random((32, 1, 8, 8), dtype=np.float32)
     options = LearningOptions(
         loss=CrossEntropy(),
@@ -44,7 +45,7 @@ def test_a_teacher_is_not_judged_by_the_batch_norm_statistics_of_its_device(tmp_
             name: np.full_like(values, shift if name.endswith("running_mean") else 0)
             for name, values in bundle.tensors().items()
         }
-        update = UpdateManifest(blob=blobs.put(encode_tensors(delta, "float32")), codec="float32", training_samples=5)
+        update = UpdateManifest(blob=blobs.put(encode_tensors(delta, Float32())), codec=Float32(), training_samples=5)
         learner = Learner(initial_model(SETTINGS, base_dir=tmp_path, seed=1), blobs, options, workshop.module)
         contribution = Contribution(device="a", variant=variant, weights=weights, update=update)
         before = learner.save()

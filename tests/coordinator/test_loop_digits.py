@@ -28,7 +28,9 @@ from reft_edge.coordinator.evaluation import evaluate
 from reft_edge.data.dataset import Dataset
 from reft_edge.models.registry import build_model
 from reft_edge.simulation.digits import INPUT_SHAPE, load_digits_split
-from reft_edge.wire.codecs import ErrorFeedback, decode_tensors
+from reft_edge.wire.codec_names import Int8
+from reft_edge.wire.codecs import decode_tensors
+from reft_edge.wire.compensation.error_feedback import ErrorFeedback
 from reft_edge.wire.messages import TrainingPlan
 
 RATIOS = {"zero": 0.5, "three": 0.25, "four": 0.0, "nano": 0.25}
@@ -44,7 +46,7 @@ class Device:
     module: nn.Module
     """Of the variant; the coordinator measures batch-norm statistics with it."""
     data: Dataset
-    feedback: ErrorFeedback = field(default_factory=lambda: ErrorFeedback("int8"))
+    feedback: ErrorFeedback = field(default_factory=lambda: ErrorFeedback(Int8()))
 
 
 def tensors_of(module):
@@ -92,7 +94,7 @@ def play_round(model, devices, public, number):
     updates, teachers = [], []
     for position, device in enumerate(devices):
         blob = train_on_device(device, start, seed=100 * number + position)
-        delta = decode_tensors(blob, "int8", device.bundle.manifest.tensors)
+        delta = decode_tensors(blob, Int8(), device.bundle.manifest.tensors)
         samples = float(len(device.data))
         updates.append(ClientUpdate(device=device.name, channels=device.channels, delta=delta, weight=samples))
         received = device.channels.gather(start)

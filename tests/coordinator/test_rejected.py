@@ -11,6 +11,7 @@ import pytest
 from reft_edge.coordinator.rejected import RejectedNote, RejectedUpdates
 from reft_edge.coordinator.rejection_settings import RejectionSettings
 from reft_edge.wire.blobs import BlobStore
+from reft_edge.wire.codec_names import Int8
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def note(blobs, data, *, device="pi-1", round_number=1):
         at=1.0,
         sha256=ref.sha256,
         size_bytes=ref.size_bytes,
-        codec="int8",
+        codec=Int8(),
         training_samples=5,
     )
 

@@ -29,6 +29,7 @@ from reft_edge.coordinator.records import (
 from reft_edge.coordinator.store import Store
 from reft_edge.errors import FederationError, ResourceError
 from reft_edge.profiling.profile import DeviceProfile, Quantity
+from reft_edge.wire.codec_names import Int8
 from reft_edge.wire.messages import Measured, ProfileAnnouncement, TrainingPlan, UpdateManifest
 
 RULES = rounds.RoundRules(deadline_s=60, quorum=0.5)
@@ -51,7 +52,7 @@ def update_record(device, sha="a", state="offered", key=KEY):
         task=key.task(device),
         device=device,
         round=key.number,
-        manifest=UpdateManifest(blob=ref(sha), codec="int8", training_samples=5),
+        manifest=UpdateManifest(blob=ref(sha), codec=Int8(), training_samples=5),
         measured=Measured(download_s=1, start_s=1, training_s=1, steps=3, peak_memory_bytes=9),
         state=state,
         at=5.0,

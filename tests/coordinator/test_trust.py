@@ -24,6 +24,7 @@ from reft_edge.coordinator.trust import RECHECK_S, DeviceKeys, Trust
 from reft_edge.data.dataset import Dataset
 from reft_edge.errors import ConfigError, FederationError, RemoteProtocolError
 from reft_edge.wire.blobs import BlobStore
+from reft_edge.wire.codec_names import Int8
 from reft_edge.wire.messages import (
     Accepted,
     Done,
@@ -264,7 +265,7 @@ def done(task):
     return Done(
         task=task,
         round=1,
-        update=UpdateManifest(blob=blob, codec="int8", training_samples=1),
+        update=UpdateManifest(blob=blob, codec=Int8(), training_samples=1),
         measured=Measured(download_s=0, start_s=0, training_s=0, steps=1, peak_memory_bytes=1),
     )
 

@@ -31,6 +31,7 @@ from reft_edge.coordinator.store import Store
 from reft_edge.errors import RemoteProtocolError
 from reft_edge.wire import messages
 from reft_edge.wire.blobs import BlobStore
+from reft_edge.wire.codec_names import Float32, Int8
 from reft_edge.wire.codecs import encode_tensors
 from tests.fuzzing.file_targets import FEDERATION_TOML, TENSORS, small_bundle
 from tests.fuzzing.harness import Choices, Target
@@ -85,7 +86,7 @@ class _Collecting:
         self._directory = directory / "coordinator"
         self._blobs = BlobStore(directory / "updates")
         self._bundle = small_bundle()
-        self._weights = messages.WeightsRef(blob=self._blobs.put(encode_tensors(TENSORS, "float32")), codec="float32")
+        self._weights = messages.WeightsRef(blob=self._blobs.put(encode_tensors(TENSORS, Float32())), codec=Float32())
         self._settings = convert_settings(_parsed(FEDERATION_TOML), FederationSettings, origin="federation.toml")
         self._updates = [self._blobs.put(content) for content in self._contents()]
         self._updates.append(BlobRef(sha256="0" * 64, size_bytes=1000))  # announced, and never there
@@ -98,11 +99,11 @@ class _Collecting:
         good |= {name: np.zeros_like(TENSORS[name]) for name in ("count", "mask")}
         other, long = {**good, "bias": np.zeros(4, np.float32)}, {**good, "bias": np.full(4, 1e6, np.float32)}
         return [
-            encode_tensors(good, "int8"),
-            encode_tensors(other, "int8"),
-            encode_tensors(good, "float32"),
-            encode_tensors(long, "int8"),
-            encode_tensors({**good, "bias": np.zeros(5, np.float32)}, "int8"),
+            encode_tensors(good, Int8()),
+            encode_tensors(other, Int8()),
+            encode_tensors(good, Float32()),
+            encode_tensors(long, Int8()),
+            encode_tensors({**good, "bias": np.zeros(5, np.float32)}, Int8()),
             b"garbage",
         ]
 
@@ -224,7 +225,7 @@ class _Collecting:
             return [(messages.decode_profile, _fields(ANNOUNCEMENT))]
         reason = program.one_of(("", "on battery", "\n\x1b[2J", "x" * 2000))
         manifest = msgspec.structs.replace(
-            DONE.update, blob=program.one_of(self._updates), codec=program.one_of(("int8", "int8", "float32"))
+            DONE.update, blob=program.one_of(self._updates), codec=program.one_of((Int8(), Int8(), Float32()))
         )
         report = (
             messages.Accepted(task=task),

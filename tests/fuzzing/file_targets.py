@@ -35,9 +35,9 @@ from reft_edge.errors import BundleError, ConfigError, ReftError, RemoteProtocol
 from reft_edge.profiling.profile import DeviceProfile
 from reft_edge.provisioning.settings import read_settings as read_provisioning
 from reft_edge.wire.certificates import certificate_faults, device_key
+from reft_edge.wire.codec_names import Codec, Float16, Float32, Int8, codec_text
 from reft_edge.wire.codecs import decode_tensors, encode_tensors
 from reft_edge.wire.enrolment import Enrolment, decode_enrolment, encode_enrolment
-from reft_edge.wire.messages import WeightsCodec
 from tests.certificates import Authority
 from tests.fuzzing.harness import Target
 from tests.fuzzing.wire_targets import DONE, PROFILE, TASK
@@ -67,7 +67,7 @@ SPECS = (
 TENSORS = {
     spec.name: np.linspace(-1, 1, spec.n_elements).reshape(spec.shape).astype(np.dtype(spec.dtype)) for spec in SPECS
 }
-CODECS: tuple[WeightsCodec, ...] = ("float32", "float16", "int8")
+CODECS: tuple[Codec, ...] = (Float32(), Float16(), Int8())
 
 
 # Tensors.
@@ -107,7 +107,7 @@ def _check_header(data: bytes) -> None:
 
 def _check_update(data: bytes) -> None:
     """An update of the codec that its header names, for tensors that are known."""
-    codec = next((codec for codec in CODECS if f'"codec":"{codec}"'.encode() in data), "int8")
+    codec = next((codec for codec in CODECS if f'"codec":"{codec_text(codec)}"'.encode() in data), Int8())
     tensors = decode_tensors(compress(_content(data), level=1), codec, SPECS)
     assert list(tensors) == [spec.name for spec in SPECS]
     for spec in SPECS:
@@ -159,7 +159,7 @@ def tensor_targets() -> list[Target]:
 
 def small_bundle() -> Bundle:
     """A bundle of few bytes; its graphs are no graphs, because nobody runs them here."""
-    weights = encode_tensors(TENSORS, "float32")
+    weights = encode_tensors(TENSORS, Float32())
     graph = compress(b"graph")
     parts = {"training_graph": blob_ref(graph), "inference_graph": blob_ref(graph), "weights": blob_ref(weights)}
     manifest = {

@@ -27,6 +27,7 @@ from reft_edge.errors import MAX_MESSAGE_CHARACTERS, BundleError, ConfigError, R
 from reft_edge.profiling.profile import DeviceProfile
 from reft_edge.wire import messages
 from reft_edge.wire.blobs import BlobStore
+from reft_edge.wire.codec_names import Int8
 from reft_edge.wire.codecs import decode_tensors, encode_tensors
 from reft_edge.wire.messages import MAX_MESSAGE_BYTES
 from reft_edge.wire.transfer import Courier
@@ -121,10 +122,10 @@ def test_the_tensors_of_a_manifest_are_bounded_together() -> None:
 def test_an_update_that_overflows_its_narrower_dtype_is_refused() -> None:
     specs = [TensorSpec(name="w", shape=(1, 1), dtype="float16")]
     stored = {"w": np.full((1, 1), 127, np.int8), "w::scale": np.full(1, 1e30, np.float32)}
-    good = encode_tensors({"w": np.ones((1, 1), np.float16)}, "int8")
-    assert decode_tensors(good, "int8", specs)["w"].dtype == np.float16
+    good = encode_tensors({"w": np.ones((1, 1), np.float16)}, Int8())
+    assert decode_tensors(good, Int8(), specs)["w"].dtype == np.float16
     with pytest.raises(BundleError, match="not finite"):
-        decode_tensors(pack_tensors(stored, {"codec": "int8"}), "int8", specs)
+        decode_tensors(pack_tensors(stored, {"codec": "int8"}), Int8(), specs)
 
 
 @pytest.mark.parametrize("value", [1e-200, 5e-324, 1e22, 1.7e308])

@@ -16,6 +16,7 @@ from reft_edge.profiling.profile import DeviceProfile
 from reft_edge.wire import blocks, messages, signing, topics
 from reft_edge.wire.blobs import BlobStore
 from reft_edge.wire.blocks import BLOCK_BYTES, Block, Outline
+from reft_edge.wire.codec_names import Int8
 from reft_edge.wire.fetch import make_offers
 from reft_edge.wire.transfer import MAX_FETCHES, Courier, Delivered, Fetched, Lost
 from tests.fuzzing.harness import Choices, Target
@@ -39,7 +40,7 @@ TASK = messages.Task(
     round=1,
     run="run1",
     bundle=BLOB,
-    weights=messages.WeightsRef(blob=BLOB, codec="int8"),
+    weights=messages.WeightsRef(blob=BLOB, codec=Int8()),
     plan=messages.TrainingPlan(local_epochs=1, batch_size=32, learning_rate=0.1, seed=1),
     deadline=1e9,
     classes=("cat", "dog"),
@@ -49,7 +50,7 @@ MEASURED = messages.Measured(download_s=0.5, start_s=1.0, training_s=2.5, steps=
 DONE = messages.Done(
     task="r1-abc",
     round=1,
-    update=messages.UpdateManifest(blob=BLOB, codec="int8", training_samples=100, loss_first=2.0, loss_last=1.5),
+    update=messages.UpdateManifest(blob=BLOB, codec=Int8(), training_samples=100, loss_first=2.0, loss_last=1.5),
     measured=MEASURED,
 )
 ANNOUNCEMENT = messages.ProfileAnnouncement(

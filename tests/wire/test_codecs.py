@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from reft_edge.bundle.container import compress, pack_tensors
 from reft_edge.bundle.manifest import TensorSpec
 from reft_edge.errors import BundleError
-from reft_edge.wire.codecs import ErrorFeedback, decode_tensors, encode_tensors
-from reft_edge.wire.messages import WeightsCodec
+from reft_edge.wire.codec_names import Codec, Float16, Float32, Int8, codec_text
+from reft_edge.wire.codecs import decode_tensors, encode_tensors
+from reft_edge.wire.compensation.error_feedback import ErrorFeedback
 
 if TYPE_CHECKING:
     from reft_edge.types import Array, Tensors
 
-CODECS: tuple[WeightsCodec, ...] = get_args(WeightsCodec)
+CODECS: tuple[Codec, ...] = (Float32(), Float16(), Int8())
 
 
 def specs_of(tensors: Tensors) -> list[TensorSpec]:
@@ -34,16 +35,16 @@ def float_arrays(width: int = 32) -> st.SearchStrategy[Array]:
 
 @settings(max_examples=150, deadline=None)
 @given(array=st.one_of(float_arrays(32), float_arrays(16)), codec=st.sampled_from(CODECS))
-def test_the_error_of_each_entry_is_within_the_codecs_bound(array: Array, codec: WeightsCodec) -> None:
+def test_the_error_of_each_entry_is_within_the_codecs_bound(array: Array, codec: Codec) -> None:
     tensors = {"w": array}
     decoded = decode_tensors(encode_tensors(tensors, codec), codec, specs_of(tensors))["w"]
     assert decoded.dtype == array.dtype
     assert decoded.shape == array.shape
-    if codec == "float32" or array.ndim < 2:
+    if codec == Float32() or array.ndim < 2:
         np.testing.assert_array_equal(decoded, array)
         return
     exact, found = array.astype(np.float64), decoded.astype(np.float64)
-    if codec == "float16":
+    if codec == Float16():
         bound = np.maximum(np.abs(exact) * 2.0**-11, 2.0**-25)
         bound[np.abs(exact) > 65504] = np.inf
     else:
@@ -59,13 +60,13 @@ def test_the_error_of_each_entry_is_within_the_codecs_bound(array: Array, codec:
     rounds=st.lists(hnp.arrays(np.float32, (3, 4), elements=st.floats(-100, 100, width=32)), min_size=1, max_size=12),
     codec=st.sampled_from(CODECS),
 )
-def test_error_feedback_keeps_the_sum_of_updates(rounds: list[Array], codec: WeightsCodec) -> None:
+def test_error_feedback_keeps_the_sum_of_updates(rounds: list[Array], codec: Codec) -> None:
     sent = np.zeros((3, 4))
     residual: dict[str, Array] = {}
     for update in rounds:
         feedback = ErrorFeedback(codec, residual)  # a new object each round, as in a new worker process
         data = feedback.encode({"w": update})
-        residual = feedback.residual
+        residual = feedback.state
         sent += decode_tensors(data, codec, [TensorSpec(name="w", shape=(3, 4))])["w"]
     true = np.sum(rounds, axis=0, dtype=np.float64)
     np.testing.assert_allclose(sent + residual.get("w", 0.0), true, atol=1e-3)
@@ -75,21 +76,21 @@ def test_error_feedback_keeps_the_sum_of_updates(rounds: list[Array], codec: Wei
 def test_small_updates_get_through_int8_with_feedback_and_are_lost_without() -> None:
     update = {"w": np.array([[1.0, 0.001]], np.float32)}
     specs = specs_of(update)
-    feedback = ErrorFeedback("int8")
-    with_feedback = sum(decode_tensors(feedback.encode(update), "int8", specs)["w"][0, 1] for _ in range(100))
-    without = sum(decode_tensors(encode_tensors(update, "int8"), "int8", specs)["w"][0, 1] for _ in range(100))
+    feedback = ErrorFeedback(Int8())
+    with_feedback = sum(decode_tensors(feedback.encode(update), Int8(), specs)["w"][0, 1] for _ in range(100))
+    without = sum(decode_tensors(encode_tensors(update, Int8()), Int8(), specs)["w"][0, 1] for _ in range(100))
     assert without == 0.0
     assert with_feedback == pytest.approx(0.1, abs=0.005)
 
 
 def test_a_residual_of_another_shape_is_dropped() -> None:
-    feedback = ErrorFeedback("int8", {"w": np.ones((5, 5), np.float32), "gone": np.ones((2, 2), np.float32)})
+    feedback = ErrorFeedback(Int8(), {"w": np.ones((5, 5), np.float32), "gone": np.ones((2, 2), np.float32)})
     feedback.encode({"w": np.zeros((2, 3), np.float32), "n": np.array(3)})
-    assert {name: array.shape for name, array in feedback.residual.items()} == {"w": (2, 3)}
+    assert {name: array.shape for name, array in feedback.state.items()} == {"w": (2, 3)}
 
 
-@pytest.mark.parametrize("codec", CODECS)
-def test_vectors_scalars_and_integers_are_never_changed(codec: WeightsCodec) -> None:
+@pytest.mark.parametrize("codec", CODECS, ids=codec_text)
+def test_vectors_scalars_and_integers_are_never_changed(codec: Codec) -> None:
     tensors: dict[str, Array] = {
         "bias": np.array([1e-30, 1e30, 3.14159274], np.float32),
         "variance": np.float32(1e-12) * np.ones((), np.float32),
@@ -106,34 +107,34 @@ def test_vectors_scalars_and_integers_are_never_changed(codec: WeightsCodec) -> 
 @pytest.mark.parametrize("value", [np.finfo(np.float32).max, np.finfo(np.float32).tiny, 1e-45])
 def test_the_ends_of_float32_survive_int8(value: float) -> None:
     tensors = {"w": np.array([[value, -value, 0]], np.float32)}
-    decoded = decode_tensors(encode_tensors(tensors, "int8"), "int8", specs_of(tensors))["w"]
+    decoded = decode_tensors(encode_tensors(tensors, Int8()), Int8(), specs_of(tensors))["w"]
     np.testing.assert_allclose(decoded, tensors["w"], rtol=1e-5, atol=127 * np.finfo(np.float32).tiny)
 
 
 def test_int8_takes_about_a_quarter_of_float32() -> None:
     weights = {"w": np.random.default_rng(0).normal(size=(64, 576)).astype(np.float32)}
     sizes = {codec: len(encode_tensors(weights, codec)) for codec in CODECS}
-    assert sizes["int8"] < 0.26 * sizes["float32"]
-    assert sizes["float16"] < 0.55 * sizes["float32"]
+    assert sizes[Int8()] < 0.26 * sizes[Float32()]
+    assert sizes[Float16()] < 0.55 * sizes[Float32()]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("codec", CODECS)
-def test_values_that_are_not_finite_are_refused_at_both_ends(codec: WeightsCodec, value: float) -> None:
+@pytest.mark.parametrize("codec", CODECS, ids=codec_text)
+def test_values_that_are_not_finite_are_refused_at_both_ends(codec: Codec, value: float) -> None:
     tensors = {"w": np.ones((2, 2), np.float32)}
     tensors["w"][1, 1] = value
     with pytest.raises(BundleError, match="not finite"):
         encode_tensors(tensors, codec)
     stored: dict[str, Array] = {"w": tensors["w"]}
-    if codec == "float16":
+    if codec == Float16():
         stored = {"w": tensors["w"].astype(np.float16)}
-    elif codec == "int8":
+    elif codec == Int8():
         stored = {"w": np.ones((2, 2), np.int8), "w::scale": np.array([1, value], np.float32)}
     with pytest.raises(BundleError, match="not finite"):
-        decode_tensors(pack_tensors(stored, {"codec": codec}), codec, specs_of(tensors))
+        decode_tensors(pack_tensors(stored, {"codec": codec_text(codec)}), codec, specs_of(tensors))
 
 
-ENCODED = encode_tensors({"w": np.ones((2, 3), np.float32), "b": np.ones(2, np.float32)}, "int8")
+ENCODED = encode_tensors({"w": np.ones((2, 3), np.float32), "b": np.ones(2, np.float32)}, Int8())
 SPECS = [TensorSpec(name="w", shape=(2, 3)), TensorSpec(name="b", shape=(2,))]
 
 
@@ -159,7 +160,7 @@ SPECS = [TensorSpec(name="w", shape=(2, 3)), TensorSpec(name="b", shape=(2,))]
 def test_containers_that_are_not_what_was_announced_are_refused(stored: dict[str, Array]) -> None:
     stored = {name: array.astype(np.float32) if array.dtype == np.float64 else array for name, array in stored.items()}
     with pytest.raises(BundleError):
-        decode_tensors(pack_tensors(stored, {"codec": "int8"}), "int8", SPECS)
+        decode_tensors(pack_tensors(stored, {"codec": "int8"}), Int8(), SPECS)
 
 
 @settings(max_examples=300, deadline=None)
@@ -171,7 +172,7 @@ def test_damaged_bytes_raise_bundle_error_and_nothing_else(data: st.DataObject) 
     cut = bytes(damaged[: data.draw(st.integers(0, len(damaged)))])
     for payload in (cut, bytes(damaged), data.draw(st.binary(max_size=64))):
         try:
-            decoded = decode_tensors(payload, "int8", SPECS)
+            decoded = decode_tensors(payload, Int8(), SPECS)
         except BundleError:
             continue
         assert {name: array.shape for name, array in decoded.items()} == {"w": (2, 3), "b": (2,)}
@@ -180,14 +181,14 @@ def test_damaged_bytes_raise_bundle_error_and_nothing_else(data: st.DataObject) 
 def test_a_deeply_nested_header_is_refused() -> None:
     header = b'{"a":' * 20_000
     with pytest.raises(BundleError, match="malformed"):
-        decode_tensors(compress(len(header).to_bytes(8, "little") + header), "int8", SPECS)
+        decode_tensors(compress(len(header).to_bytes(8, "little") + header), Int8(), SPECS)
 
 
 def test_another_codec_than_announced_is_refused() -> None:
     with pytest.raises(BundleError, match="announced"):
-        decode_tensors(ENCODED, "float32", SPECS)
+        decode_tensors(ENCODED, Float32(), SPECS)
 
 
 def test_names_that_could_be_taken_for_scales_are_refused() -> None:
     with pytest.raises(BundleError, match="reserved"):
-        encode_tensors({"w::scale": np.ones(2, np.float32)}, "int8")
+        encode_tensors({"w::scale": np.ones(2, np.float32)}, Int8())

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from reft_edge.bundle.manifest import BlobRef
 from reft_edge.errors import ConfigError, RemoteProtocolError
 from reft_edge.wire import messages, topics
+from reft_edge.wire.codec_names import Int8
 from reft_edge.wire.messages import Close, Failed, Receipt, RequestBlocks, Task, TrainingPlan, Want, WeightsRef
 
 BLOB = BlobRef(sha256="a" * 64, size_bytes=10)
@@ -18,7 +19,7 @@ TASK = Task(
     round=0,
     run="run1",
     bundle=BLOB,
-    weights=WeightsRef(blob=BLOB, codec="int8"),
+    weights=WeightsRef(blob=BLOB, codec=Int8()),
     plan=TrainingPlan(local_epochs=1, batch_size=32, learning_rate=0.1, seed=1),
     deadline=1e9,
     classes=("cat", "dog"),

@@ -41,7 +41,9 @@ from reft_edge.simulation.attacks.attacks import (
 )
 from reft_edge.simulation.digits import INPUT_SHAPE, N_CLASSES, load_digits_split
 from reft_edge.wire.blobs import BlobStore
-from reft_edge.wire.codecs import ErrorFeedback, encode_tensors
+from reft_edge.wire.codec_names import Float16, Int8
+from reft_edge.wire.codecs import encode_tensors
+from reft_edge.wire.compensation.error_feedback import ErrorFeedback
 from reft_edge.wire.messages import TrainingPlan, UpdateManifest, WeightsRef
 
 if TYPE_CHECKING:
@@ -92,7 +94,7 @@ class _Device:
     ratio: float
     data: Dataset
     hostile: bool
-    feedback: ErrorFeedback = field(default_factory=lambda: ErrorFeedback("int8"))
+    feedback: ErrorFeedback = field(default_factory=lambda: ErrorFeedback(Int8()))
 
 
 class Ground:
@@ -188,7 +190,7 @@ class _Trial:
         start = self._learner.read(weights)
         sent = {
             ratio: WeightsRef(
-                blob=self._blobs.put(encode_tensors(variant.channels.gather(start), "float16")), codec="float16"
+                blob=self._blobs.put(encode_tensors(variant.channels.gather(start), Float16())), codec=Float16()
             )
             for ratio, variant in self._ground.variants.items()
         }
@@ -236,9 +238,9 @@ class _Trial:
 
     def _contribution(self, device: _Device, weights: WeightsRef, delta: Tensors) -> Contribution:
         """The encoded update. Only honest devices care for what rounding left out of earlier ones."""
-        feedback = ErrorFeedback("int8") if device.hostile else device.feedback
+        feedback = ErrorFeedback(Int8()) if device.hostile else device.feedback
         update = UpdateManifest(
-            blob=self._blobs.put(feedback.encode(delta)), codec="int8", training_samples=len(device.data)
+            blob=self._blobs.put(feedback.encode(delta)), codec=Int8(), training_samples=len(device.data)
         )
         return replace(self._unsent(device, weights), update=update)
 
@@ -273,5 +275,5 @@ class _Trial:
 
     def _unsent(self, device: _Device, weights: WeightsRef) -> Contribution:
         """The device's part before it has sent anything: `received_weights` asks only for variant and weights."""
-        nothing = UpdateManifest(blob=weights.blob, codec="int8", training_samples=len(device.data))
+        nothing = UpdateManifest(blob=weights.blob, codec=Int8(), training_samples=len(device.data))
         return Contribution(device=device.name, variant=self._variant(device), weights=weights, update=nothing)

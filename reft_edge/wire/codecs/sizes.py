@@ -1,0 +1,24 @@
+"""How many bytes a model's tensors take on the wire, from their shapes alone: for plans, before anything is encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from reft_edge.wire.codecs.registry import implementation
+from reft_edge.wire.codecs.tensors import parts_of
+
+if TYPE_CHECKING:
+    from reft_edge.bundle.manifest import TensorSpec
+    from reft_edge.wire.codec_names import Codec
+
+HEADER_BYTES = 100
+"""Of an entry in the container's header, beside its name."""
+
+
+def encoded_bytes(tensors: Sequence[TensorSpec], codec: Codec) -> int:
+    """Bytes of a weights or update blob before lossless compression, an upper bound of what travels."""
+    decoder = implementation(codec).decoder
+    return sum(
+        HEADER_BYTES + len(spec.name) + part.n_bytes for spec in tensors for part in parts_of(spec, decoder).values()
+    )
