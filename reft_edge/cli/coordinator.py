@@ -36,12 +36,14 @@ examples:
   reft-edge coordinator federation.toml --check --profile pi.toml     and what would this board train?
   reft-edge coordinator federation.toml
   reft-edge coordinator federation.toml --new-run                     begin anew instead of going on
+  reft-edge coordinator federation.toml --metrics 9464                figures at http://127.0.0.1:9464/metrics
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import signal
 import sys
 from collections.abc import Iterator
@@ -56,6 +58,8 @@ if TYPE_CHECKING:
     from reft_edge.coordinator.preparation import Preparation
     from reft_edge.coordinator.report.live import Watcher
     from reft_edge.coordinator.server import Summary
+
+_log = logging.getLogger(__name__)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +87,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--events", dest="progress", action="store_const", const="json", help="short for --progress json"
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
+    parser.add_argument(
+        "--metrics",
+        metavar="[HOST:]PORT",
+        help="serve figures for Prometheus here (without HOST: on this machine only)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -113,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
 def _run(preparation: Preparation, args: argparse.Namespace) -> int:
     from reft_edge.coordinator.server import Coordinator
 
-    with _listener(args.progress) as listener:
+    with _listener(args.progress) as show, _with_metrics(show, args.metrics) as listener:
         summary = Coordinator(preparation, listener=listener, new_run=args.new_run).run()
     if args.json:
         _print_json(summary)
@@ -142,6 +151,25 @@ def _listener(progress: str) -> Iterator[Listener]:
         shown = watcher(console)
     with shown:
         yield shown.show
+
+
+@contextlib.contextmanager
+def _with_metrics(show: Listener, address: str | None) -> Iterator[Listener]:
+    """`show`, and where an address is given the metrics as well."""
+    if address is None:
+        yield show
+        return
+    from reft_edge.coordinator.metrics import Metrics, serving
+
+    metrics = Metrics()
+
+    def tell(event: Event) -> None:
+        metrics.show(event)
+        show(event)
+
+    with serving(metrics, address) as url:
+        _log.info("metrics: %s", url)
+        yield tell
 
 
 def _write_event(event: Event) -> None:
