@@ -123,6 +123,24 @@ class BlobRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise ValueError(f"a blob cannot have {self.size_bytes!r} bytes")
 
 
+class Work(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one run of a graph makes a processor do; affine in the batch size. See `reft_edge.compile.work`."""
+
+    product_flops_fixed: Count
+    product_flops_per_sample: Count
+    """Operations of matrix products, the padding of small ones included."""
+    moved_bytes_fixed: Count
+    moved_bytes_per_sample: Count
+    """As many as a plain pass over memory would move in the time that all other work takes."""
+    nodes: Count
+
+    def product_flops(self, batch_size: int) -> int:
+        return self.product_flops_fixed + batch_size * self.product_flops_per_sample
+
+    def moved_bytes(self, batch_size: int) -> int:
+        return self.moved_bytes_fixed + batch_size * self.moved_bytes_per_sample
+
+
 class Cost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What training this variant costs, counted on the compiled graph.
 
@@ -138,6 +156,10 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Parameters, gradients, optimizer state and buffers, held at the step's peak."""
     memory_per_sample_bytes: Count
     """Activations and their gradients alive at the step's peak, for each sample of the batch."""
+    step_work: Work | None = None
+    """Of a training step; None in manifests from before it was counted."""
+    forward_work: Work | None = None
+    """Of a run of the inference graph."""
 
     def memory_bytes(self, batch_size: int) -> int:
         """Peak bytes of tensors in a training step on `batch_size` samples; the runtime itself is not in it."""

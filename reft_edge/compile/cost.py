@@ -10,6 +10,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from reft_edge.bundle.manifest import Cost
+from reft_edge.compile.work import count_work, product_of
 
 if TYPE_CHECKING:
     import onnx
@@ -53,6 +54,8 @@ def count_cost(training: Built, inference: Built, n_parameters: int) -> Cost:
         step_flops_per_sample=-(-flops[1] // many),
         memory_fixed_bytes=max(peaks[0] - few * per_sample, 0),
         memory_per_sample_bytes=per_sample,
+        step_work=count_work(training),
+        forward_work=count_work(inference),
     )
 
 
@@ -75,16 +78,8 @@ def _macs(built: Built, n_batch: int) -> int:
 
 def _node_macs(built: Built, node: onnx.NodeProto, n_batch: int) -> int:
     """Multiply-accumulates of one node; 0 for one that is no product."""
-    if node.op_type == "Conv":
-        return prod(built.shape(node.output[0], n_batch)) * prod(built.shape(node.input[1], n_batch)[1:])
-    if node.op_type == "ConvTranspose":
-        return prod(built.shape(node.input[0], n_batch)) * prod(built.shape(node.input[1], n_batch)[1:])
-    if node.op_type == "MatMul":
-        return prod(built.shape(node.output[0], n_batch)) * built.shape(node.input[0], n_batch)[-1]
-    if node.op_type == "Gemm":
-        transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
-        return prod(built.shape(node.output[0], n_batch)) * built.shape(node.input[0], n_batch)[0 if transposed else 1]
-    return 0
+    product = product_of(built, node, n_batch)
+    return 0 if product is None else product.macs
 
 
 def _peak_bytes(built: Built, n_batch: int) -> int:
