@@ -16,7 +16,6 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-
 Dash: TypeAlias = str | tuple[int, tuple[int, ...]]
 """As matplotlib takes it: a name, or an offset and lengths of dashes and gaps in points."""
 
