@@ -5,6 +5,7 @@ The planner has asked the same questions; here the device answers for itself, wi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 
 from reft_edge.agent.settings import Limits
@@ -14,9 +15,20 @@ from reft_edge.profiling.profile import RUNTIME_BASE_BYTES, DeviceProfile
 from reft_edge.wire.messages import Task
 
 
-def task_parts(manifest: Manifest, task: Task) -> tuple[BlobRef, ...]:
-    """The blobs to fetch for a task, besides the manifest."""
-    return (manifest.training_graph, manifest.inference_graph, task.weights.blob)
+def task_parts(
+    manifest: Manifest, task: Task, *, has_weights: Callable[[str], bool] = lambda _: False, whole: bool = False
+) -> tuple[BlobRef, ...]:
+    """The blobs to fetch for a task, besides the manifest.
+
+    `has_weights` tells whether the weights of a blob (SHA-256) are in the spool, fetched or rebuilt. `whole`: a delta
+    is of no use.
+    """
+    graphs = (manifest.training_graph, manifest.inference_graph)
+    if task.delta is None or whole:
+        return (*graphs, task.weights.blob)
+    if has_weights(task.weights.blob.sha256):
+        return graphs
+    return (*graphs, task.delta.blob if has_weights(task.delta.base) else task.weights.blob)
 
 
 def refusal(

@@ -271,11 +271,12 @@ class Daemon:
         task, mark = open_task(message.topic, message.payload, coordinator=coordinator, mark=mark)
         self._feed(RunClosed(mark=mark) if isinstance(task, Close) else TaskArrived(task=task, mark=mark))
 
-    def _transferred(self, events: Sequence[TransferEvent]) -> None:
+    def _transferred(self, events: Sequence[TransferEvent], *, was_here: bool = False) -> None:
+        """`was_here`: what these events say is fetched, lay in the spool before."""
         for event in events:
             match event:
                 case Fetched(sha256=sha256):
-                    self._feed(BlobFetched(sha256=sha256))
+                    self._feed(BlobFetched(sha256=sha256, was_here=was_here))
                 case Lost(sha256=sha256, reason=reason):
                     self._feed(BlobLost(sha256=sha256, reason=reason[:MAX_REASON_CHARACTERS]))
                 case Delivered(sha256=sha256):
@@ -304,6 +305,8 @@ class Daemon:
         event = training_event(ended)
         if event is not None:
             self._feed(event)
+        else:
+            self._sweep()  # what a training that was cancelled has left
 
     # The session.
 
@@ -336,9 +339,11 @@ class Daemon:
         for action in actions:
             match action:
                 case Fetch(ref=ref, broadcast=broadcast):
-                    self._transferred(self._courier.fetch(ref, time.monotonic(), broadcast=broadcast))
-                case ReadManifest(task=task):
-                    self._read_manifest(task)
+                    was_here = self._spool.blobs.has(ref.sha256)
+                    news = self._courier.fetch(ref, time.monotonic(), broadcast=broadcast)
+                    self._transferred(news, was_here=was_here)
+                case ReadManifest(task=task, whole=whole):
+                    self._read_manifest(task, whole=whole)
                 case StartTraining(task=task, residual=residual):
                     logger.info("training: task %s", task.task)
                     self._jobs.add(Train(task=task, residual=residual, asked_at=0.0))
@@ -352,7 +357,7 @@ class Daemon:
                 case Sweep():
                     self._sweep()
 
-    def _read_manifest(self, task: Task) -> None:
+    def _read_manifest(self, task: Task, *, whole: bool) -> None:
         """Check what is to be trained against what this device can do."""
         try:
             manifest = Manifest.from_json(self._spool.blobs.read(task.bundle))
@@ -362,7 +367,8 @@ class Daemon:
         known = self._knowledge
         reason = refusal(manifest, task, limits=self._settings.limits, profile=known.profile, data=known.description)
         if reason is None:
-            self._feed(ManifestAccepted(parts=task_parts(manifest, task)))
+            parts = task_parts(manifest, task, has_weights=self._spool.has_weights, whole=whole)
+            self._feed(ManifestAccepted(parts=parts))
         else:
             self._feed(ManifestRefused(reason=reason[:MAX_REASON_CHARACTERS]))
 

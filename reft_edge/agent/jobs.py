@@ -19,6 +19,7 @@ from reft_edge.agent.protocol import (
     Cancel,
     DataDescribed,
     DataRefused,
+    DeltaRefused,
     DescribeData,
     DeviceMeasured,
     Finished,
@@ -29,7 +30,7 @@ from reft_edge.agent.protocol import (
     Train,
     TrainingProgress,
 )
-from reft_edge.agent.session_words import TrainingFailed, TrainingFinished, TrainingProgressed
+from reft_edge.agent.session_words import DeltaUseless, TrainingFailed, TrainingFinished, TrainingProgressed
 from reft_edge.agent.supervisor import Supervisor, WorkerEnded, WorkerSaid
 from reft_edge.errors import ResourceError
 
@@ -136,13 +137,15 @@ class Jobs:
         self.insist_at = None
 
 
-def training_event(ended: JobEnded) -> TrainingFinished | TrainingFailed | None:
+def training_event(ended: JobEnded) -> TrainingFinished | TrainingFailed | DeltaUseless | None:
     """What the end of a job means to the session; None for one that was not about a task, or was cancelled."""
     match ended.job, ended.answer:
         case _, Finished() as finished:
             return TrainingFinished(
                 task=finished.task, update=finished.update, measured=finished.measured, residual=finished.residual
             )
+        case _, DeltaRefused(task=name, reason=reason):
+            return DeltaUseless(task=name, reason=reason[:MAX_REASON_CHARACTERS])
         case Train(task=task), (TaskFailed() | WorkerEnded()) as failure:
             return TrainingFailed(task=task.task, kind=failure.kind, reason=failure.reason[:MAX_REASON_CHARACTERS])
     return None
@@ -155,4 +158,4 @@ def _ends(job: Job, answer: Answer) -> bool:
         case DescribeData():
             return isinstance(answer, DataDescribed | DataRefused)
         case Train(task=task):
-            return isinstance(answer, Finished | TaskFailed | Stopped) and answer.task == task.task
+            return isinstance(answer, Finished | TaskFailed | DeltaRefused | Stopped) and answer.task == task.task

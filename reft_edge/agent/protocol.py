@@ -92,6 +92,13 @@ class TaskFailed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
     reason: str
 
 
+class DeltaRefused(msgspec.Struct, frozen=True, kw_only=True, tag="delta_refused"):
+    """Base and delta do not give the task's weights, or are not here."""
+
+    task: str
+    reason: str
+
+
 class Stopped(msgspec.Struct, frozen=True, kw_only=True, tag="stopped"):
     """A cancelled training has ended."""
 
@@ -103,7 +110,15 @@ class MeasuringFailed(msgspec.Struct, frozen=True, kw_only=True, tag="measuring_
 
 
 Answer: TypeAlias = (
-    DeviceMeasured | MeasuringFailed | DataDescribed | DataRefused | TrainingProgress | Finished | TaskFailed | Stopped
+    DeviceMeasured
+    | MeasuringFailed
+    | DataDescribed
+    | DataRefused
+    | TrainingProgress
+    | Finished
+    | TaskFailed
+    | DeltaRefused
+    | Stopped
 )
 
 Kind = TypeVar("Kind")

@@ -12,6 +12,10 @@ or with how it ended. Any other task replaces the present one, its unfinished tr
 because a coordinator gives a new task only when it has moved on. An update stays in the spool until then, also after
 its receipt: a broker or a coordinator that lost our words can ask again.
 
+Weights may come as a delta to those of an earlier task (`wire.deltas`). What the task names is what is kept, so nothing
+else has to be remembered: its weights, as the next delta's base, and until training has ended the base of its own.
+Where the delta cannot be had or does not fit, the whole weights are fetched, once a task, and nothing fails.
+
 Being connected is not a state here: training goes on while the broker is away.
 """
 
@@ -27,6 +31,7 @@ from reft_edge.agent.session_words import (
     BlobDelivered,
     BlobFetched,
     BlobLost,
+    DeltaUseless,
     Fetch,
     LinkUp,
     ManifestAccepted,
@@ -47,6 +52,7 @@ from reft_edge.agent.session_words import (
     TrainingFinished,
     TrainingProgressed,
 )
+from reft_edge.bundle.manifest import BlobRef
 from reft_edge.errors import LocalProtocolError
 from reft_edge.wire.messages import Accepted, Done, Failed, Progress, Refused, Task
 
@@ -73,7 +79,7 @@ class Session:
         state, task = self.state, self.state.task
         if state.phase is Phase.IDLE or task is None or (state.phase is Phase.UPLOADING and update_is_here):
             return (Sweep(),)
-        self.state, actions = _begin(state, task, now, attempts=state.attempts)
+        self.state, actions = _begin(state, task, now, attempts=state.attempts, again=True)
         return actions
 
     def obey_only(self, signer: str) -> bool:
@@ -92,11 +98,13 @@ class Session:
         self.state = msgspec.structs.replace(self.state, attempts=max(0, self.state.attempts - 1))
 
     def needed_blobs(self) -> frozenset[str]:
-        """Hashes of the blobs that a restart would need."""
+        """Hashes of the blobs that a restart would need, and of weights that a delta starts from."""
         state = self.state
         if state.task is None:
             return frozenset()
         needed = {state.task.bundle.sha256, state.task.weights.blob.sha256, *(ref.sha256 for ref in state.parts)}
+        if state.task.delta is not None and not state.whole and state.outcome is None:
+            needed.add(state.task.delta.base)
         if isinstance(state.outcome, Done):
             needed.add(state.outcome.update.blob.sha256)
         return frozenset(needed)
@@ -107,8 +115,11 @@ class Session:
 _Step: TypeAlias = tuple[SessionState, Actions]
 
 
-def _begin(state: SessionState, task: Task, now: float, attempts: int = 0) -> _Step:
-    """Start on a task from its first blob; blobs that are here already come at once."""
+def _begin(state: SessionState, task: Task, now: float, *, attempts: int = 0, again: bool = False) -> _Step:
+    """Start on a task from its first blob; blobs that are here already come at once.
+
+    `again`: the agent was restarted while it had this task.
+    """
     if attempts >= MAX_ATTEMPTS:
         reason = f"training was begun {attempts} times and the agent was restarted each time"
         return _end(state, Failed(task=task.task, kind="crashed", reason=reason))
@@ -117,6 +128,8 @@ def _begin(state: SessionState, task: Task, now: float, attempts: int = 0) -> _S
         task=task,
         parts=state.parts,
         began_at=now,
+        down_bytes=state.down_bytes if again else 0,
+        whole=state.whole and again,
         attempts=attempts,
         residual=state.residual,
         mark=state.mark,
@@ -166,7 +179,16 @@ def _remind(state: SessionState, _event: ReminderDue, _now: float) -> _Step:
 
 def _manifest_fetched(state: SessionState, event: BlobFetched, _now: float) -> _Step:
     task = _task(state)
-    return state, (ReadManifest(task=task),) if event.sha256 == task.bundle.sha256 else ()
+    if event.sha256 != task.bundle.sha256:
+        return state, ()
+    return _count(state, event, task.bundle), (ReadManifest(task=task, whole=state.whole),)
+
+
+def _count(state: SessionState, event: BlobFetched, ref: BlobRef) -> SessionState:
+    """Add what a blob has cost."""
+    if event.was_here:
+        return state
+    return msgspec.structs.replace(state, down_bytes=state.down_bytes + ref.size_bytes)
 
 
 def _manifest_accepted(state: SessionState, event: ManifestAccepted, _now: float) -> _Step:
@@ -175,8 +197,15 @@ def _manifest_accepted(state: SessionState, event: ManifestAccepted, _now: float
     fetching = msgspec.structs.replace(
         state, phase=Phase.FETCHING, parts=parts, missing=tuple(ref.sha256 for ref in parts)
     )
-    fetches = (Fetch(ref=ref, broadcast=task.broadcast) for ref in parts)
-    return fetching, (Say(report=Accepted(task=task.task)), Sweep(), *fetches)
+    return fetching, (Say(report=Accepted(task=task.task)), Sweep(), *(_fetch(task, ref) for ref in parts))
+
+
+def _fetch(task: Task, ref: BlobRef) -> Fetch:
+    """With a delta, weights or delta may be for few devices, and are not laid at the broker then."""
+    exceptions = {task.weights.blob: task.weights.broadcast}
+    if task.delta is not None:
+        exceptions[task.delta.blob] = task.delta.broadcast
+    return Fetch(ref=ref, broadcast=task.broadcast and exceptions.get(ref, True))
 
 
 def _manifest_refused(state: SessionState, event: ManifestRefused, _now: float) -> _Step:
@@ -184,8 +213,12 @@ def _manifest_refused(state: SessionState, event: ManifestRefused, _now: float) 
 
 
 def _part_fetched(state: SessionState, event: BlobFetched, now: float) -> _Step:
+    ref = next((ref for ref in state.parts if ref.sha256 == event.sha256), None)
+    if ref is None or event.sha256 not in state.missing:
+        return state, ()
+    state = _count(state, event, ref)
     missing = tuple(sha256 for sha256 in state.missing if sha256 != event.sha256)
-    if missing or event.sha256 not in state.missing:
+    if missing:
         return msgspec.structs.replace(state, missing=missing), ()
     training = msgspec.structs.replace(
         state,
@@ -201,7 +234,32 @@ def _blob_lost(state: SessionState, event: BlobLost, _now: float) -> _Step:
     task = _task(state)
     if event.sha256 != task.bundle.sha256 and event.sha256 not in state.missing:
         return state, ()
+    if task.delta is not None and event.sha256 == task.delta.blob.sha256:
+        return _fetch_whole(state, task)
     return _end(state, Failed(task=task.task, kind="bundle", reason=event.reason))
+
+
+def _delta_useless(state: SessionState, event: DeltaUseless, _now: float) -> _Step:
+    """The worker could not put the weights together; that it was asked is no attempt at training."""
+    task = _task(state)
+    if event.task != task.task or task.delta is None or state.whole:
+        return state, ()
+    return _fetch_whole(msgspec.structs.replace(state, attempts=max(0, state.attempts - 1)), task)
+
+
+def _fetch_whole(state: SessionState, task: Task) -> _Step:
+    """Fetch the task's weights in place of its delta."""
+    delta = None if task.delta is None else task.delta.blob
+    weights = task.weights.blob
+    others = tuple(sha256 for sha256 in state.missing if delta is None or sha256 != delta.sha256)
+    fetching = msgspec.structs.replace(
+        state,
+        phase=Phase.FETCHING,
+        parts=(*(ref for ref in state.parts if ref not in (delta, weights)), weights),
+        missing=(*others, weights.sha256),
+        whole=True,
+    )
+    return fetching, (Sweep(), _fetch(task, weights))
 
 
 def _progressed(state: SessionState, event: TrainingProgressed, _now: float) -> _Step:
@@ -221,7 +279,7 @@ def _finished(state: SessionState, event: TrainingFinished, _now: float) -> _Ste
     task = _task(state)
     if event.task != task.task:
         return state, ()
-    measured = msgspec.structs.replace(event.measured, download_s=state.download_s)
+    measured = msgspec.structs.replace(event.measured, download_s=state.download_s, down_bytes=state.down_bytes)
     done = Done(task=task.task, round=task.round, update=event.update, measured=measured)
     uploading = msgspec.structs.replace(state, phase=Phase.UPLOADING, outcome=done, residual=event.residual)
     return uploading, (Say(report=done), Sweep())
@@ -265,6 +323,7 @@ def _table() -> Mapping[tuple[Phase, type[SessionEvent]], Callable[[SessionState
         TrainingProgressed: {**dict.fromkeys(Phase, _ignore), training: _progressed},
         TrainingFinished: {**dict.fromkeys(Phase, _ignore), training: _finished},
         TrainingFailed: {**dict.fromkeys(Phase, _ignore), training: _failed},
+        DeltaUseless: {**dict.fromkeys(Phase, _ignore), training: _delta_useless},
         BlobDelivered: {**dict.fromkeys(Phase, _ignore), uploading: _delivered},
     }
     return {(phase, event): step for event, steps in rows.items() for phase, step in steps.items()}

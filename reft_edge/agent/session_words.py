@@ -54,6 +54,10 @@ class SessionState(msgspec.Struct, frozen=True, kw_only=True):
     began_at: float = 0.0
     """Monotonic clock when the task came; of this process only."""
     download_s: float = 0.0
+    down_bytes: int = 0
+    """Of blobs that were fetched for this task."""
+    whole: bool = False
+    """Whether the task's delta was of no use: its weights are fetched whole."""
     attempts: int = 0
     """How often training of this task was begun."""
     outcome: Refused | Failed | Done | None = None
@@ -94,6 +98,8 @@ class ReminderDue:
 @dataclass(frozen=True, kw_only=True)
 class BlobFetched:
     sha256: str
+    was_here: bool = False
+    """Whether it lay in the spool already."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,12 +130,20 @@ class TrainingProgressed:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingFinished:
-    """`measured.download_s` is filled in here: the worker does not know it."""
+    """`measured.download_s` and `down_bytes` are filled in here: the worker does not know them."""
 
     task: Name
     update: UpdateManifest
     measured: Measured
     residual: Residual | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaUseless:
+    """The weights cannot be put together from base and delta; nothing was trained."""
+
+    task: Name
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +172,7 @@ SessionEvent: TypeAlias = (
     | TrainingProgressed
     | TrainingFinished
     | TrainingFailed
+    | DeltaUseless
     | BlobDelivered
 )
 
@@ -178,6 +193,8 @@ class ReadManifest:
     """Read and check the manifest's blob; answer with `ManifestAccepted` or `ManifestRefused`."""
 
     task: Task
+    whole: bool
+    """As in `SessionState`."""
 
 
 @dataclass(frozen=True, kw_only=True)

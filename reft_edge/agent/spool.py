@@ -6,6 +6,8 @@
       profile.json     the measured device profile, so that a restart need not measure again
       data.json        what the data were when they were last read
       blobs/           models, weights and the update, by SHA-256 (also written by the worker)
+      rebuilt/         weights that were put together from a base and a delta, by the SHA-256 of the blob they stand for
+                       (written by the worker)
       residuals/       what quantization left of the last update (written by the worker)
 
 Small files are replaced atomically. A file that cannot be read as what it should be is treated as absent: the worst
@@ -29,6 +31,8 @@ from reft_edge.data.description import DataDescription
 from reft_edge.errors import ConfigError, ResourceError, one_line
 from reft_edge.profiling.profile import DeviceProfile
 from reft_edge.wire.blobs import BlobStore, sync_directory
+
+REBUILT = "rebuilt"
 
 _STATE_FILE = "state.json"
 _LOCK_FILE = "lock"
@@ -57,9 +61,11 @@ class Spool:
 
     def __init__(self, root: Path, *, max_blob_bytes: int) -> None:
         self.root = root
+        self.rebuilt = root / REBUILT
         self.residuals = root / "residuals"
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)  # updates and what is left of them tell about the data
+            self.rebuilt.mkdir(exist_ok=True)
             self.residuals.mkdir(exist_ok=True)
         except OSError as exc:
             raise ResourceError(f"spool {root}: {exc.strerror or exc}; choose a folder that can be written") from exc
@@ -104,15 +110,15 @@ class Spool:
     def save_description(self, key: str, description: DataDescription) -> None:
         self._save("data.json", CachedData(key=key, description=description))
 
+    def has_weights(self, sha256: str) -> bool:
+        """Whether the weights of this blob are here, fetched or rebuilt."""
+        return self.blobs.has(sha256) or (self.rebuilt / sha256).is_file()
+
     def sweep(self, *, keep_blobs: AbstractSet[str], keep_residual: str | None) -> None:
-        """Remove blobs and residuals that nothing names any more."""
+        """Remove blobs, also rebuilt ones, and residuals that nothing names any more."""
         freed = self.blobs.sweep(set(keep_blobs))
-        try:
-            for path in self.residuals.iterdir():
-                if path.name != keep_residual:
-                    path.unlink(missing_ok=True)
-        except OSError as exc:
-            raise ResourceError(f"{self.residuals}: {exc.strerror or exc}; check the disk and its rights") from exc
+        _clear(self.rebuilt, keep=keep_blobs)
+        _clear(self.residuals, keep={keep_residual})
         if freed:
             logger.debug("swept %d bytes from the spool", freed)
 
@@ -128,6 +134,15 @@ class Spool:
 
     def _save(self, name: str, value: msgspec.Struct) -> None:
         write_atomically(self.root / name, msgspec.json.encode(value))
+
+
+def _clear(folder: Path, *, keep: AbstractSet[str | None]) -> None:
+    try:
+        for path in folder.iterdir():
+            if path.name not in keep:
+                path.unlink(missing_ok=True)
+    except OSError as exc:
+        raise ResourceError(f"{folder}: {exc.strerror or exc}; check the disk and its rights") from exc
 
 
 def is_in_use(root: Path) -> bool:

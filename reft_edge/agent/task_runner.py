@@ -17,8 +17,9 @@ import numpy as np
 from reft_edge.agent.confinement import forget_peak_memory, peak_memory_bytes
 from reft_edge.agent.pacing import Pacer
 from reft_edge.agent.protocol import Configure, Finished, Train
+from reft_edge.agent.received_weights import read_weights
 from reft_edge.agent.session_words import FailureKind, Residual
-from reft_edge.agent.spool import write_atomically
+from reft_edge.agent.spool import REBUILT, write_atomically
 from reft_edge.agent.trainer import Trainer
 from reft_edge.agent.training import DivergedError, TrainedRound, derive_seed, split_seed, train_round
 from reft_edge.bundle.container import container_limit, pack_tensors, unpack_tensors
@@ -28,7 +29,6 @@ from reft_edge.data.load import load_dataset
 from reft_edge.errors import BundleError, DataError, ReftError, ResourceError
 from reft_edge.profiling.thermal import read_thermal
 from reft_edge.wire.blobs import BlobStore
-from reft_edge.wire.codecs import decode_tensors
 from reft_edge.wire.compensation.error_feedback import ErrorFeedback
 from reft_edge.wire.messages import Measured, Task, UpdateManifest
 
@@ -68,17 +68,18 @@ class TaskRunner:
         self._configure = configure
         spool = Path(configure.spool)
         self._blobs = BlobStore(spool / "blobs", max_blob_bytes=configure.limits.max_model_bytes)
+        self._rebuilt = spool / REBUILT
         self._residuals = spool / "residuals"
         self._data: _LoadedData | None = None
         self._warm: _WarmTrainer | None = None
 
     def run(self, command: Train, on_step: Callable[[int, int, float], None]) -> Finished:
-        """Train and store the update; `on_step` may raise `CancelledError`. Raises `TaskError`."""
+        """Train and store the update; `on_step` may raise `CancelledError`. Raises `TaskError` and `DeltaError`."""
         forget_peak_memory()
         task = command.task
         try:
             manifest = Manifest.from_json(self._blobs.read(task.bundle))
-            received = decode_tensors(self._blobs.read(task.weights.blob), task.weights.codec, manifest.tensors)
+            received = read_weights(task, manifest, blobs=self._blobs, rebuilt=self._rebuilt)
             data = self._load_data(manifest, task)
             trained = self._train(manifest, received, data, task, on_step)
         except (MemoryError, ResourceError) as exc:

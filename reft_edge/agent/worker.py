@@ -29,6 +29,7 @@ from reft_edge.agent.protocol import (
     Configure,
     DataDescribed,
     DataRefused,
+    DeltaRefused,
     DescribeData,
     DeviceMeasured,
     MeasureDevice,
@@ -136,6 +137,7 @@ class Worker:
 
     def _train_or_say_why_not(self, configure: Configure, command: Train) -> bool:
         """False when memory ran out."""
+        from reft_edge.agent.received_weights import DeltaError
         from reft_edge.agent.task_runner import TaskError, TaskRunner
         from reft_edge.agent.training import CancelledError
 
@@ -160,6 +162,8 @@ class Worker:
             self._say(finished)
         except CancelledError:
             self._say(Stopped(task=task))
+        except DeltaError as exc:
+            self._say(DeltaRefused(task=task, reason=str(exc)))
         except TaskError as exc:
             self._say(TaskFailed(task=task, kind=exc.kind, reason=str(exc)))
             return exc.kind != "out_of_memory"

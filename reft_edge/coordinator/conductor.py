@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 from reft_edge.coordinator import events, rounds
 from reft_edge.coordinator.collecting import Collector
 from reft_edge.coordinator.contributions import update_length
+from reft_edge.coordinator.holdings import download, what_is_held
 from reft_edge.coordinator.learning import metric_records
 from reft_edge.coordinator.network_events import Broken, LinkDown, LinkUp
 from reft_edge.coordinator.open_round import OpenRound
-from reft_edge.coordinator.publishing import blobs_of, broadcast_blobs, make_task, publish_weights
+from reft_edge.coordinator.publishing import Chain, blobs_of, broadcast_blobs, make_task, publish_weights
 from reft_edge.coordinator.records import AssignmentRecord, MetricRecord
 from reft_edge.coordinator.rounds import Phase
 from reft_edge.coordinator.screening import UpdateLength, outliers
@@ -111,10 +112,19 @@ class Conductor:
             self._learner.read(self._weights()),
             codec=self._settings.training.weights_encoding,
             blobs=self._blobs,
+            chain=self._chain(),
         )
         self._store.save_assignments(published)
         current.assignments = {assignment.device: assignment for assignment in published}
         self._advance(current, rounds.Published())
+
+    def _chain(self) -> Chain | None:
+        """What new weights follow from; None where deltas are off. The open round's own assignments say nothing yet."""
+        codec = self._settings.training.delta_encoding
+        if codec is None:
+            return None
+        held = what_is_held(self._store.history(self._run))
+        return Chain(codec=codec, bases=self._store.bases(self._run), held=held)
 
     def _send(self, current: OpenRound) -> None:
         """Start the clock and give out the tasks. A kill in between is no harm: collecting sends them again."""
@@ -213,7 +223,10 @@ class Conductor:
                 mse=values["mse"],
             )
         )
-        self._blobs.sweep(self._catalogue.blobs | {record.distilled.sha256})
+        bases = () if self._settings.training.delta_encoding is None else self._store.bases(self._run).values()
+        self._blobs.sweep(
+            self._catalogue.blobs | {record.distilled.sha256} | {weights.blob.sha256 for weights in bases}
+        )
 
     # Sending.
 
@@ -275,25 +288,23 @@ class Conductor:
         )
 
     def _traffic(self, current: OpenRound) -> list[events.DeviceBytes]:
-        """Bytes of blobs that each device fetched and sent; graphs travel once in a run."""
+        """Bytes of blobs that each device fetched, by its own word or as far as is known, and sent."""
         tasks = {assignment.task for assignment in current.assignments.values()}
-        before = [item for item in self._store.history(self._run) if item.task not in tasks]
-        known = {(item.device, item.variant) for item in before if item.update is not None}
-        sizes = {
-            (record.device, record.manifest.blob.sha256): record.manifest.blob.size_bytes
-            for record in self._store.updates(self._run)
-        }
+        held = what_is_held(item for item in self._store.history(self._run) if item.task not in tasks)
+        updates = {(record.device, record.manifest.blob.sha256): record for record in self._store.updates(self._run)}
         traffic = []
         for device, assignment in sorted(current.assignments.items()):
-            refs = blobs_of(assignment, current.variants[assignment.variant])
-            if (device, assignment.variant) in known:
-                refs = refs[-1:]
-            update = current.state.devices[device].update
+            variant = current.variants[assignment.variant]
+            down_bytes = sum(ref.size_bytes for ref in download(assignment, variant, held.get(device)))
+            record = updates.get((device, current.state.devices[device].update or ""))
+            if record is not None and record.measured.down_bytes:
+                at_most = sum(ref.size_bytes for ref in blobs_of(assignment, variant))
+                down_bytes = min(record.measured.down_bytes, at_most)
             traffic.append(
                 events.DeviceBytes(
                     device=device,
-                    down_bytes=sum(ref.size_bytes for ref in refs),
-                    up_bytes=sizes.get((device, update or ""), 0),
+                    down_bytes=down_bytes,
+                    up_bytes=0 if record is None else record.manifest.blob.size_bytes,
                     full_model_bytes=self._learner.n_bytes,
                 )
             )

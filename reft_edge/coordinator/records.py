@@ -11,7 +11,14 @@ from typing import Literal, TypeAlias, get_args
 import msgspec
 
 from reft_edge.bundle.manifest import BlobRef
-from reft_edge.wire.messages import Measured, ProfileAnnouncement, TrainingPlan, UpdateManifest, WeightsRef
+from reft_edge.wire.messages import (
+    Measured,
+    ProfileAnnouncement,
+    TrainingPlan,
+    UpdateManifest,
+    WeightsDelta,
+    WeightsRef,
+)
 
 RunState: TypeAlias = Literal["active", "finished", "failed"]
 Stage: TypeAlias = Literal["initial", "merged", "batch_norm", "distilled"]
@@ -116,6 +123,8 @@ class AssignmentRecord(msgspec.Struct, frozen=True, kw_only=True):
     bundle: BlobRef | None = None
     """The manifest's blob; None until published."""
     weights: WeightsRef | None = None
+    delta: WeightsDelta | None = None
+    """To `weights` from those of the variant's last round."""
     broadcast: bool = False
     standing: str = "asked"
     update: str | None = None

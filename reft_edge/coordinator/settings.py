@@ -71,6 +71,13 @@ class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     weights_codec: CodecName | Codec = "float16"
     """Weights on the way down; half the bytes of float32 for a rounding error far below a training step."""
 
+    delta_codec: Literal["none"] | CodecName | Codec = "int8"
+    """From the second round on, new weights travel as their difference from the last ones; `none`: always whole."""
+
+    @property
+    def delta_encoding(self) -> Codec | None:
+        return None if self.delta_codec == "none" else find_codec(self.delta_codec)
+
     @property
     def update_encoding(self) -> Codec:
         return find_codec(self.update_codec)

@@ -47,6 +47,7 @@ from reft_edge.coordinator.records import (
 )
 from reft_edge.coordinator.rounds import Participant, Phase, Round, RoundRules, Standing
 from reft_edge.errors import FederationError, ResourceError
+from reft_edge.wire.messages import WeightsRef
 
 Record = TypeVar("Record", bound=msgspec.Struct)
 
@@ -221,6 +222,16 @@ class Store:
         table = tables.assignments
         query = select(table).where(table.c.run == run)
         return self._read(query.order_by(table.c.number, table.c.attempt, table.c.device), AssignmentRecord)
+
+    def bases(self, run: str) -> dict[str, WeightsRef]:
+        """Variant -> the weights that it had in the last closed round that used it: what deltas start from."""
+        table, rounds = tables.assignments, tables.rounds
+        same = [table.c[name] == rounds.c[name] for name in RoundKey.__struct_fields__]
+        query = select(table.c.number, table.c.variant, table.c.weights).join(rounds, and_(*same)).distinct()
+        query = query.where(table.c.run == run, rounds.c.phase == Phase.CLOSED.value, table.c.weights.is_not(None))
+        with self._transaction() as connection:
+            rows = connection.execute(query.order_by(table.c.number))
+            return {str(variant): weights for _, variant, weights in rows}
 
     def task_owner(self, task: str) -> TaskOwner | None:
         """Whose task it is, of any run; None for a task that nobody knows."""

@@ -14,9 +14,16 @@ from sqlalchemy.types import TypeDecorator
 
 from reft_edge.bundle.manifest import BlobRef
 from reft_edge.coordinator.records import Prediction
-from reft_edge.wire.messages import Measured, ProfileAnnouncement, TrainingPlan, UpdateManifest, WeightsRef
+from reft_edge.wire.messages import (
+    Measured,
+    ProfileAnnouncement,
+    TrainingPlan,
+    UpdateManifest,
+    WeightsDelta,
+    WeightsRef,
+)
 
-SCHEMA = 2
+SCHEMA = 3
 """Written to SQLite's `user_version`."""
 
 
@@ -120,6 +127,7 @@ assignments = Table(
     Column("plan", Json(TrainingPlan), nullable=False),
     Column("bundle", Json(BlobRef)),
     Column("weights", Json(WeightsRef)),
+    Column("delta", Json(WeightsDelta)),
     Column("broadcast", Boolean, nullable=False),
     Column("standing", String, nullable=False),
     Column("update", String),

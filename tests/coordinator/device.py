@@ -13,6 +13,8 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from reft_edge.agent.admission import task_parts
+from reft_edge.agent.received_weights import read_weights
 from reft_edge.agent.trainer import Trainer
 from reft_edge.bundle.container import pack_tensors, unpack_tensors
 from reft_edge.bundle.manifest import BlobRef, Manifest
@@ -21,7 +23,8 @@ from reft_edge.data.dataset import Dataset, batches
 from reft_edge.profiling.profile import DeviceProfile, Quantity
 from reft_edge.wire import messages, mqtt, topics
 from reft_edge.wire.blobs import BlobStore
-from reft_edge.wire.codecs import decode_tensors, encode_tensors
+from reft_edge.wire.codec_names import codec_text
+from reft_edge.wire.codecs import encode_tensors
 from reft_edge.wire.endpoint import BrokerSettings
 from reft_edge.wire.signing import SigningKey, seal, unseal
 from reft_edge.wire.transfer import Courier, Delivered, Fetched
@@ -99,6 +102,8 @@ class Device:
         self._profile = announced or profile(name)
         self._victim = victim
         self._blobs = BlobStore(directory / name)
+        self._rebuilt = directory / name / "rebuilt"
+        self._rebuilt.mkdir(exist_ok=True)
         self._events: queue.SimpleQueue[mqtt.Event | None] = queue.SimpleQueue()
         offline = messages.encode(messages.Status(online=False))
         self._link = mqtt.MqttLink(
@@ -125,6 +130,10 @@ class Device:
         self._n_sent = 0
         self.flooded = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name)
+
+    def fetched(self, ref: BlobRef) -> bool:
+        """Whether a blob has come to it."""
+        return self._blobs.has(ref.sha256)
 
     def __enter__(self) -> Device:
         self._link.start(wait_s=20)
@@ -220,16 +229,19 @@ class Device:
         task = self.tasks[-1]
         if sha256 == task.bundle.sha256:
             self._manifest = Manifest.from_json(self._blobs.read(task.bundle))
-            self._want(self._manifest.training_graph, self._manifest.inference_graph, task.weights.blob)
+            self._want(*task_parts(self._manifest, task, has_weights=self._has_weights))
         elif not self._wanted:
             self._train(task)
+
+    def _has_weights(self, sha256: str) -> bool:
+        return self._blobs.has(sha256) or (self._rebuilt / sha256).is_file()
 
     def _train(self, task: messages.Task) -> None:
         manifest = self._manifest
         if self._behaviour == "out_of_memory" and "x" not in manifest.model:
             self._report(messages.Failed(task=task.task, kind="out_of_memory", reason="killed by the kernel"))
             return
-        weights = decode_tensors(self._blobs.read(task.weights.blob), task.weights.codec, manifest.tensors)
+        weights = read_weights(task, manifest, blobs=self._blobs, rebuilt=self._rebuilt)
         graphs = (self._blobs.read(manifest.training_graph), self._blobs.read(manifest.inference_graph))
         trainer = Trainer.from_parts(manifest, *graphs, weights, threads=1, seed=task.plan.seed)
         rng = np.random.default_rng(task.plan.seed)
@@ -289,7 +301,7 @@ class Device:
         tensors = encoded_tensors(update.values, task.plan.update_codec)
         name = next(name for name, values in tensors.items() if values.dtype == np.float32)
         tensors[name] = np.full_like(tensors[name], np.nan)
-        return pack_tensors(tensors, {"codec": task.plan.update_codec})
+        return pack_tensors(tensors, {"codec": codec_text(task.plan.update_codec)})
 
     def _report(self, report: messages.Report) -> None:
         self._last_report = report

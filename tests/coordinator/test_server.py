@@ -150,7 +150,15 @@ def test_a_federation_runs_from_profile_to_exported_models(write, fleet):
     assert [export.name for export in summary.exports] == ["global", "global.int8"]
     assert all(device.closed.wait(10) for device in devices)
     first, second = (event.traffic for event in of_kind(seen, events.RoundClosed))
-    assert all(0 < item.up_bytes < item.down_bytes < item.full_model_bytes for item in (*first, *second))
+    assert all(0 < item.up_bytes < item.down_bytes < item.full_model_bytes for item in first)
+    assert all(0 < item.down_bytes < 0.7 * before.down_bytes for before, item in zip(first, second, strict=True))
+    for device in devices:
+        one, two = device.tasks
+        assert one.delta is None
+        assert two.delta is not None
+        assert two.delta.base == one.weights.blob.sha256
+        assert device.fetched(two.delta.blob)
+        assert not device.fetched(two.weights.blob)
 
     again, seen = run(preparation)
     assert again.already_finished
