@@ -36,13 +36,21 @@ def run_fleet(directory: Path, agents: Sequence[Path], *, children: Children, ti
     The processes belong to `children`, which ends them. Raises `FederationError` when one of them fails, or when it all
     takes longer than `timeout_s`.
     """
-    end = time.monotonic() + timeout_s
     coordinator = _start(
         children, directory, COORDINATOR, ["coordinator", FEDERATION_FILE, "--events"], read_output=True
     )
     for settings in agents:
         name = f"agent-{settings.parent.name}"
         _start(children, directory, name, ["agent", str(settings.relative_to(directory))])
+    yield from follow(coordinator, children=children, timeout_s=timeout_s)
+
+
+def follow(coordinator: Child, *, children: Children, timeout_s: float) -> Iterator[Event]:
+    """What a coordinator tells that was started with `--events`, until it has finished and ended.
+
+    Raises `FederationError` as `run_fleet`.
+    """
+    end = time.monotonic() + timeout_s
     lines = _Lines(coordinator)
     for line in _until_end(lines, coordinator, children, end):
         event = _read(line, coordinator)

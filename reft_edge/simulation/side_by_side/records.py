@@ -1,0 +1,89 @@
+"""What a run is asked to be, and what was measured of it: the structs of the benchmark's JSON file.
+
+Bytes are of the devices' interfaces, seconds of wall time unless the name says cpu. Lists go by device, in one order.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from reft_edge.simulation.side_by_side.task import TaskSettings
+
+Side: TypeAlias = Literal["flower", "reft-edge"]
+
+Form: TypeAlias = Literal["insecure", "unpruned", "unpruned, insecure", "planned"]
+"""`insecure`: no encryption and no signatures. The others: mutual TLS, signed tasks and updates."""
+
+
+class SideBySideSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the whole benchmark; a file holds runs of one of these."""
+
+    task: TaskSettings = TaskSettings()
+    deadline_s: float = 5.0
+    """Of a round, where it is planned: the emulated boards then get different shares of the net."""
+    idle_s: float = 60.0
+    """For so long devices are watched while nothing is asked of them, once before the run and once after it."""
+    sample_s: float = 0.25
+    """How often memory is looked at."""
+
+
+class RoundUse(msgspec.Struct, frozen=True, kw_only=True):
+    """One round, from the end of the last one (the first: from its start) to its own end."""
+
+    seconds: float
+    cpu_s: list[float]
+    down_bytes: list[int]
+    up_bytes: list[int]
+    accuracy: float | None = None
+    """Of the global model after the round, on the held-out part."""
+
+
+class IdleUse(msgspec.Struct, frozen=True, kw_only=True):
+    """Some time in which nothing was asked of the devices."""
+
+    seconds: float
+    processes: list[int]
+    pss_bytes: list[int]
+    """Medians over the time."""
+    cpu_s: list[float]
+    down_bytes: list[int]
+    up_bytes: list[int]
+
+
+class SideRun(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of one side."""
+
+    side: Side
+    form: Form
+    seed: int
+    security: str
+    """What is on, for people."""
+    versions: dict[str, str]
+    settings: dict[str, str]
+    """What else one would want to know to repeat it: codecs, ratios."""
+    start_cpu_s: list[float]
+    """From the start of the device's processes until they had announced themselves and had nothing to do."""
+    before: IdleUse
+    """Devices have just started and announced themselves."""
+    start_seconds: float
+    """From asking for the run to the start of its first round; on the server's side."""
+    rounds: list[RoundUse]
+    after: IdleUse
+    """The run is over; the devices wait for the next."""
+    run_seconds: float
+    """From asking for the run until the devices were left alone again."""
+    run_cpu_s: list[float]
+    run_down_bytes: list[int]
+    run_up_bytes: list[int]
+    least_pss_bytes: list[int]
+    """In the rounds after the first: a device that waits for the next round."""
+    peak_pss_bytes: list[int]
+    """In all rounds."""
+    accuracy: float
+    """Of the final global model, on the held-out part."""
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.side, self.form, self.seed
