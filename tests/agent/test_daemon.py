@@ -113,8 +113,8 @@ def test_a_closed_run_clears_the_spool(pair: Pair, bundle: Bundle) -> None:
     coordinator.give(coordinator.publish_task(bundle, "one", PLAN))
     coordinator.wait_for(Done)
     coordinator.give(Close(run="run-1"))
-    folders = [agent.directory / "spool" / name for name in ("blobs", "residuals")]
-    wait_until(lambda: not any([*folder.iterdir()] for folder in folders), "blobs and residuals to go")
+    folders = [agent.directory / "spool" / name for name in ("blobs", "rebuilt", "residuals")]
+    wait_until(lambda: not any([*folder.iterdir()] for folder in folders), "blobs, weights and residuals to go")
     wait_until(lambda: not agent.workers(), "the worker to go")
 
 

@@ -24,6 +24,7 @@ from reft_edge.wire.messages import (
     Task,
     TrainingPlan,
     UpdateManifest,
+    WeightsDelta,
     WeightsRef,
 )
 
@@ -195,6 +196,99 @@ def test_an_impossible_event_raises_and_changes_nothing() -> None:
         with pytest.raises(LocalProtocolError):
             session.handle(s.ManifestAccepted(parts=PARTS), 0.0)
         assert session.state is before
+
+
+BASE, DELTA = ref(100), ref(500)
+CHANGED = msgspec.structs.replace(
+    task(),
+    delta=WeightsDelta(blob=DELTA, codec=Int8(), base=BASE.sha256, values="0" * 64, broadcast=False),
+    broadcast=True,
+)
+BY_DELTA = (
+    s.TaskArrived(task=CHANGED),
+    s.BlobFetched(sha256=ref(1).sha256),
+    s.ManifestAccepted(parts=(*PARTS, DELTA)),
+)
+DELTA_HERE = (*BY_DELTA, *(s.BlobFetched(sha256=part.sha256) for part in (*PARTS, DELTA)))
+WHOLE = CHANGED.weights.blob
+
+
+def fetches(actions: s.Actions) -> list[tuple[BlobRef, bool]]:
+    return [(action.ref, action.broadcast) for action in actions if isinstance(action, s.Fetch)]
+
+
+def test_the_base_of_a_delta_is_kept_until_training_has_ended_and_the_weights_until_the_next_task() -> None:
+    session = fed(*DELTA_HERE)
+    assert {BASE.sha256, WHOLE.sha256, DELTA.sha256} <= session.needed_blobs()
+    session.handle(finished(), 9.0)
+    assert BASE.sha256 not in session.needed_blobs()
+    assert WHOLE.sha256 in session.needed_blobs()
+    following = msgspec.structs.replace(
+        task("t2", 2), delta=WeightsDelta(blob=ref(600), codec=Int8(), base=WHOLE.sha256, values="1" * 64)
+    )
+    session.handle(s.TaskArrived(task=following), 10.0)
+    assert WHOLE.sha256 in session.needed_blobs()
+    session.handle(s.TaskArrived(task=task("t3", 3)), 11.0)  # without a delta nothing is kept for one
+    assert WHOLE.sha256 not in session.needed_blobs()
+
+
+def test_what_is_for_few_devices_is_not_looked_for_at_the_broker() -> None:
+    session = fed(*BY_DELTA[:2])
+    assert fetches(session.handle(BY_DELTA[2], 2.0)) == [*((part, True) for part in PARTS), (DELTA, False)]
+    lost = session.handle(s.BlobLost(sha256=DELTA.sha256, reason="gone"), 3.0)
+    assert fetches(lost) == [(WHOLE, True)]
+
+
+@pytest.mark.parametrize("history", [BY_DELTA, DELTA_HERE[:-1]])
+def test_a_delta_that_is_gone_costs_no_more_than_the_whole_weights(history: tuple[s.SessionEvent, ...]) -> None:
+    session = fed(*history)
+    actions = session.handle(s.BlobLost(sha256=DELTA.sha256, reason="gone"), 5.0)
+    assert not reports(actions)
+    assert [ref for ref, _ in fetches(actions)] == [WHOLE]
+    assert not {BASE.sha256, DELTA.sha256} & session.needed_blobs()
+    for sha256 in session.state.missing:
+        actions = session.handle(s.BlobFetched(sha256=sha256), 6.0)
+    assert [type(action) for action in actions] == [s.StartTraining]
+
+
+def test_weights_that_cannot_be_put_together_are_fetched_whole_once_and_count_as_no_attempt() -> None:
+    session = fed(*DELTA_HERE)
+    assert session.state.attempts == 1
+    useless = s.DeltaUseless(task="t1", reason="not what the coordinator has")
+    assert not session.handle(s.DeltaUseless(task="t0", reason="of another task"), 7.0)
+    actions = session.handle(useless, 7.0)
+    assert [ref for ref, _ in fetches(actions)] == [WHOLE]
+    assert (session.state.phase, session.state.attempts) == (s.Phase.FETCHING, 0)
+    assert BASE.sha256 not in session.needed_blobs()
+
+    written = msgspec.json.encode(session.state)  # a restart does not try the delta again
+    again = Session(msgspec.json.decode(written, type=s.SessionState))
+    again.resume(update_is_here=False, now=8.0)
+    (read,) = again.handle(s.BlobFetched(sha256=ref(1).sha256, was_here=True), 9.0)
+    assert read == s.ReadManifest(task=CHANGED, whole=True)
+
+    (start,) = session.handle(s.BlobFetched(sha256=WHOLE.sha256), 9.0)
+    assert isinstance(start, s.StartTraining)
+    assert not session.handle(useless, 10.0)  # said again by nobody: it cannot lead in a circle
+    session.handle(finished(), 11.0)
+    assert session.state.phase is s.Phase.UPLOADING
+    session.handle(s.TaskArrived(task=task("t2", 2)), 12.0)
+    assert not session.state.whole
+
+
+def test_whole_weights_that_are_gone_fail_the_task_although_a_delta_was_tried() -> None:
+    session = fed(*DELTA_HERE, s.DeltaUseless(task="t1", reason="no base"))
+    (failed,) = reports(session.handle(s.BlobLost(sha256=WHOLE.sha256, reason="gone"), 8.0))
+    assert isinstance(failed, Failed)
+
+
+def test_what_was_fetched_is_told_and_what_was_here_is_not() -> None:
+    here = s.BlobFetched(sha256=PARTS[0].sha256, was_here=True)
+    session = fed(*BY_DELTA, here, *(s.BlobFetched(sha256=part.sha256) for part in (PARTS[1], DELTA)))
+    session.handle(finished(), 9.0)
+    outcome = session.state.outcome
+    assert isinstance(outcome, Done)
+    assert outcome.measured.down_bytes == ref(1).size_bytes + PARTS[1].size_bytes + DELTA.size_bytes
 
 
 class Device:

@@ -31,7 +31,7 @@ _NO_BROKER_YET = re.compile(
 )
 
 _BROKER_FILES = frozenset({"mosquitto.conf", "mosquitto.db", "broker.log"})
-_SPOOL_FILES = frozenset({"lock", "state.json", "data.json", "blobs", "residuals"})
+_SPOOL_FILES = frozenset({"lock", "state.json", "data.json", "blobs", "rebuilt", "residuals"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +162,7 @@ def _check_database(path: Path) -> list[str]:
 def check_spool(spool: Path) -> list[str]:
     """A device that knows that the run is over keeps nothing of it. Empty as soon as that is so."""
     complaints = _strangers(spool, _SPOOL_FILES)
-    for name in ("blobs", "residuals"):
+    for name in ("blobs", "rebuilt", "residuals"):
         complaints += _strangers(spool / name, frozenset())
     try:
         state = msgspec.json.decode((spool / "state.json").read_bytes())
