@@ -10,6 +10,7 @@ examples:
   reft-edge plan --model vgg16 --profile device_profiles/*.toml --deadline 600
   reft-edge plan --model resnet_small --profile board.toml --samples 5000 --epochs 1 --policy reft
   reft-edge plan --model my_nets:detector --input-shape 1,64,64 --outputs 2 --profile board.toml --json
+  reft-edge plan --model vgg16 --profile board.toml --limit weight_bytes=1800000 --limit macs=70000000
   reft-edge plan --federation federation.toml --profile board.toml
 """
 
@@ -64,6 +65,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", help="deadline: the largest that is done in time; reft: in proportion to FLOP/s")
     parser.add_argument("--max-variants", type=int, metavar="N", help="variants that devices share at most")
     parser.add_argument("--ratios", type=_ratios, metavar="R,R,...", help="pruning ratios to choose from")
+    parser.add_argument(
+        "--limit",
+        type=_limit,
+        action="append",
+        metavar="QUANTITY=N",
+        help="what no variant may exceed: parameters, macs or weight_bytes; may be repeated",
+    )
     parser.add_argument("--importance", help="which channels stay: magnitude, random or first")
     parser.add_argument("--seed", type=int, metavar="N")
     parser.add_argument("--json", action="store_true", help="print the plan as one JSON document")
@@ -89,7 +97,13 @@ def run(args: argparse.Namespace) -> int:
         update_codec=settings.training.update_encoding,
     )
     model = initial_model(settings.model, base_dir=base_dir, seed=settings.seed)
-    workshop = Workshop(model, settings.model, importance=settings.planning.importance, seed=settings.seed)
+    workshop = Workshop(
+        model,
+        settings.model,
+        importance=settings.planning.importance,
+        seed=settings.seed,
+        limits=settings.planning.limits,
+    )
     tell = _silent if args.quiet else _tell
 
     def price(ratio: float) -> Option:
@@ -99,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
         return Option.of(bundle.manifest, ratio=ratio, workload=workload)
 
     devices = _devices(profiles, args.samples)
-    ladder = Ladder(settings.planning.ratios, price)
+    ladder = Ladder(workshop.ladder(settings.planning.ratios), price)
     assignments = plan(
         devices,
         workload=workload,
@@ -132,7 +146,7 @@ def _settings(args: argparse.Namespace) -> tuple[FederationSettings, Path]:
                   "loss": args.loss},
         "training": {"local_epochs": args.epochs, "batch_size": args.batch_size},
         "planning": {"policy": args.policy, "max_variants": args.max_variants, "ratios": args.ratios,
-                     "importance": args.importance},
+                     "importance": args.importance, "limits": dict(args.limit) if args.limit else None},
     }  # fmt: skip
     for section, values in given.items():
         chosen = {key: value for key, value in values.items() if value is not None}
@@ -266,6 +280,13 @@ def _shape(text: str) -> list[int]:
 
 def _ratios(text: str) -> list[float]:
     return _numbers(text, float, "0,0.25,0.5")
+
+
+def _limit(text: str) -> tuple[str, int]:
+    quantity, _, number = text.partition("=")
+    if not number.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a limit like macs=70000000")
+    return quantity, int(number)
 
 
 def _numbers(text: str, kind: Callable[[str], Any], example: str) -> list[Any]:

@@ -122,14 +122,18 @@ class Pruner:
         self._order: dict[str, IntArray] = {
             name: np.argsort(-scores, kind="stable") for name, scores in self._scores.items()
         }
+        self._balanced: dict[tuple[Budget, int], dict[str, int]] = {}
 
-    def prune(self, ratio: float, *, round_to: int = 1) -> Variant:
+    def prune(self, ratio: float, *, round_to: int = 1, within: Budget | None = None) -> Variant:
         """The variant without the share `ratio`, in [0, 1), of the channels of each group.
 
         Each group keeps at least one channel; `round_to` rounds the number it keeps down to a multiple, where there
-        are as many.
+        are as many. With `within`, `ratio` is the share of all channels that goes, and each group loses the same share
+        of what the balanced variant of that budget keeps; `ratio` is then at least that variant's.
         """
-        return self._variant(self._kept(ratio, round_to), ratio)
+        if within is None:
+            return self._variant(self._kept(ratio, round_to), ratio)
+        return self._variant(self._kept_within(within, ratio, round_to), ratio)
 
     def fit(self, budget: Budget, *, round_to: int = 1, balanced: bool = False) -> Variant:
         """The variant with the smallest ratio that `budget` allows. Raises `PlanError` when none does.
@@ -154,15 +158,35 @@ class Pruner:
         return self.prune(step / _STEPS, round_to=round_to)
 
     def _fit_balanced(self, budget: Budget, round_to: int) -> Variant:
-        kept = balance(self._sizes, budget.limits, round_to=round_to)
-        if kept is None:
-            least = {group.name: min(round_to, group.n_units) for group in self.groups}
-            raise self._too_small(budget, self._variant(least, 1.0))
-        n_units = sum(group.n_units for group in self.groups)
-        variant = self._variant(kept, 1 - sum(kept.values()) / n_units)
+        kept = self._kept_balanced(budget, round_to)
+        variant = self._variant(kept, self._share_gone(kept))
         if not budget.allows(measure(variant.module, self._example.cpu())):
             raise PlanError(f"the widths of this model cannot be balanced within {budget}; prune it uniformly")
         return variant
+
+    def _kept_balanced(self, budget: Budget, round_to: int) -> dict[str, int]:
+        """Solved once for each budget: it takes seconds for a large model."""
+        key = (budget, round_to)
+        if key not in self._balanced:
+            kept = balance(self._sizes, budget.limits, round_to=round_to)
+            if kept is None:
+                least = {group.name: min(round_to, group.n_units) for group in self.groups}
+                raise self._too_small(budget, self._variant(least, 1.0))
+            self._balanced[key] = kept
+        return self._balanced[key]
+
+    def _kept_within(self, budget: Budget, ratio: float, round_to: int) -> dict[str, int]:
+        largest = self._kept_balanced(budget, round_to)
+        least_ratio = self._share_gone(largest)
+        if not least_ratio <= ratio < 1:
+            raise ConfigError(
+                f"within {budget} a pruning ratio is at least {least_ratio:.4g} and below 1, not {ratio!r}"
+            )
+        share = (1 - ratio) / (1 - least_ratio)
+        return {name: _fewer(n, share, round_to) for name, n in largest.items()}
+
+    def _share_gone(self, kept: Mapping[str, int]) -> float:
+        return 1 - sum(kept.values()) / sum(group.n_units for group in self.groups)
 
     def _too_small(self, budget: Budget, smallest: Variant) -> PlanError:
         least = measure(smallest.module, self._example.cpu())
@@ -178,9 +202,8 @@ class Pruner:
         if round_to < 1:
             raise ConfigError(f"round_to is at least 1, not {round_to!r}")
         if self._scope == "uniform":
-            kept = {group.name: int(group.n_units * (1 - ratio) + 1e-9) for group in self.groups}
-        else:
-            kept = self._kept_globally(ratio)
+            return {group.name: _fewer(group.n_units, 1 - ratio, round_to) for group in self.groups}
+        kept = self._kept_globally(ratio)
         return {
             group.name: max(kept[group.name] // round_to * round_to, min(round_to, group.n_units))
             for group in self.groups
@@ -264,6 +287,11 @@ def prune_to(
         module, input_shape=input_shape, importance=importance, input_dtype=input_dtype, scope=scope, seed=seed
     )
     return pruner.fit(budget, round_to=round_to, balanced=balanced)
+
+
+def _fewer(n: int, share: float, round_to: int) -> int:
+    """The part `share` of `n` units, down to a multiple of `round_to`, and never none."""
+    return max(int(n * share + 1e-9) // round_to * round_to, min(round_to, n))
 
 
 def _smallest(holds: Callable[[int], bool], end: int) -> int | None:

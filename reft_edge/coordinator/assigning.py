@@ -48,7 +48,7 @@ class Planner:
         self._parts = parts
         self._settings = parts.settings
         self._workload = workload_of(parts.settings)
-        self._ladder = Ladder(parts.settings.planning.ratios, self._price)
+        self._ladder = Ladder(parts.catalogue.ladder(parts.settings.planning.ratios), self._price)
 
     def plan(self, key: RoundKey, devices: Sequence[Device]) -> Plan:
         """One assignment for each device that can train something. Compiles the variants that it looks at."""

@@ -8,6 +8,7 @@ that nothing is compiled again after a restart.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ import torch
 from reft_edge.bundle.manifest import BlobRef, Manifest
 from reft_edge.compile import compile_bundle
 from reft_edge.compile.channels import ChannelMap
-from reft_edge.compile.prune import Pruner, Variant
+from reft_edge.compile.prune import Budget, Pruner, Variant
 from reft_edge.coordinator.records import VariantRecord
 from reft_edge.errors import ModelError
 from reft_edge.models.registry import build_model
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from reft_edge.bundle.bundle import Bundle
-    from reft_edge.coordinator.settings import ModelSettings
+    from reft_edge.coordinator.settings import ModelSettings, SizeLimits
     from reft_edge.coordinator.store import Store
     from reft_edge.wire.blobs import BlobStore
 
@@ -59,15 +60,36 @@ def initial_model(settings: ModelSettings, *, base_dir: Path, seed: int) -> nn.M
 class Workshop:
     """Prunes and compiles variants of one model. Knows neither runs nor disks.
 
-    `model` is only read. Raises `ModelError` for what cannot be pruned or compiled.
+    `model` is only read. `limits` hold for every variant but the whole model. Raises `ModelError` for what cannot be
+    pruned or compiled.
     """
 
-    def __init__(self, model: nn.Module, settings: ModelSettings, *, importance: str, seed: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: ModelSettings,
+        *,
+        importance: str,
+        seed: int,
+        limits: SizeLimits | None = None,
+    ) -> None:
         self._model = model
         self._settings = settings
         self._importance = importance
         self._seed = seed
+        self._limits = None if limits is None else Budget(**limits.given)
         self._pruner: Pruner | None = None
+
+    def ladder(self, ratios: Sequence[float]) -> tuple[float, ...]:
+        """The pruning ratios of variants without each of the shares `ratios` of the largest one's channels.
+
+        The largest is the whole model, or the largest within the limits; ratios count channels of the whole model.
+        Raises `PlanError` for limits that no variant meets.
+        """
+        if self._limits is None:
+            return tuple(ratios)
+        least = self._made_pruner().fit(self._limits, balanced=True).ratio
+        return tuple(1 - (1 - least) * (1 - ratio) if ratio else least for ratio in ratios)
 
     def make(self, ratio: float) -> tuple[Bundle, ChannelMap]:
         """The bundle of the variant and its map into the global tensors."""
@@ -98,6 +120,10 @@ class Workshop:
         if ratio == 0:  # also for models of which nothing can be pruned
             tensors = {name: tensor.numpy() for name, tensor in self._model.state_dict().items()}
             return Variant(module=self._model, channels=ChannelMap.identity(tensors), ratio=0.0)
+        return self._made_pruner().prune(ratio, within=self._limits)
+
+    def _made_pruner(self) -> Pruner:
+        """Made when it is first needed: tracing takes seconds, and most restarts prune nothing."""
         if self._pruner is None:
             self._pruner = Pruner(
                 self._model,
@@ -106,7 +132,7 @@ class Workshop:
                 importance=self._importance,
                 seed=self._seed,
             )
-        return self._pruner.prune(ratio)
+        return self._pruner
 
 
 class Catalogue:
@@ -127,6 +153,10 @@ class Catalogue:
         if name not in self._variants:
             self._variants[name] = self._make(name, ratio)
         return self._variants[name]
+
+    def ladder(self, ratios: Sequence[float]) -> tuple[float, ...]:
+        """See `Workshop.ladder`."""
+        return self._workshop.ladder(ratios)
 
     def named(self, name: str) -> CompiledVariant:
         """A variant that was made before."""

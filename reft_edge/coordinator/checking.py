@@ -82,7 +82,7 @@ def check(
             tell(variants[-1])
         return option
 
-    ladder = Ladder(settings.planning.ratios, price)
+    ladder = Ladder(workshop.ladder(settings.planning.ratios), price)
     assignments: list[Assignment] = []
     unprunable = ""
     if profiles:

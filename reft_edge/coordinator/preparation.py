@@ -59,6 +59,7 @@ class Preparation:
             self.settings.model,
             importance=self.settings.planning.importance,
             seed=self.settings.seed,
+            limits=self.settings.planning.limits,
         )
 
     def fresh_model(self) -> nn.Module:

@@ -87,6 +87,21 @@ class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         return find_codec(self.weights_codec)
 
 
+class SizeLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[planning] limits: how large a variant may be, whatever the device; what is left out is not limited."""
+
+    parameters: Positive | None = None
+    macs: Positive | None = None
+    """Multiply-accumulates of one sample's forward pass."""
+    weight_bytes: Positive | None = None
+    """Of the weights in float32."""
+
+    @property
+    def given(self) -> dict[str, int]:
+        every = {"parameters": self.parameters, "macs": self.macs, "weight_bytes": self.weight_bytes}
+        return {name: limit for name, limit in every.items() if limit is not None}
+
+
 class PlanningSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[planning]: which device gets how much of the model."""
 
@@ -96,8 +111,11 @@ class PlanningSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     ratios: Annotated[tuple[Annotated[float, Meta(ge=0, lt=1)], ...], Meta(min_length=1, max_length=64)] = (
         DEFAULT_RATIOS
     )
-    """The ladder of pruning ratios to choose from; 0 is the whole model."""
+    """The ladder of pruning ratios to choose from; 0 is the whole model, or the largest within `limits`."""
     importance: str = "magnitude"
+    limits: SizeLimits | None = None
+    """Every variant stays within these. Its layers' widths are balanced, so that no limit is left unused: one ratio for
+    all layers meets the tightest limit and wastes the others (`compile.balance`). The ladder prunes on from there."""
 
 
 class CoordinatorData(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -206,6 +224,8 @@ def check_federation(settings: FederationSettings) -> None:
     if model.classes and isinstance(model.loss_function, MeanSquaredError):
         raise ConfigError("[model] classes are for cross_entropy; a mean_squared_error model has n_outputs only")
     find_policy(settings.planning.policy)
+    if settings.planning.limits is not None and not settings.planning.limits.given:
+        raise ConfigError("[planning] limits is empty; give parameters, macs or weight_bytes, or leave it out")
     ratios = settings.planning.ratios
     if len(set(ratios)) != len(ratios):
         raise ConfigError(f"[planning] ratios has a value twice: {list(ratios)!r}")
@@ -222,5 +242,6 @@ def run_digest(settings: FederationSettings) -> str:
     make the stored weights and metrics mean something else.
     """
     model = settings.model
-    fixed = (settings.federation, settings.seed, model, settings.data, settings.planning.importance)
+    planning = settings.planning
+    fixed = (settings.federation, settings.seed, model, settings.data, planning.importance, planning.limits)
     return hashlib.sha256(msgspec.json.encode(fixed, order="deterministic")).hexdigest()

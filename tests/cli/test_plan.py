@@ -41,6 +41,19 @@ def plan_json(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0
     return {row["device"]: row for row in document["devices"]}
 
 
+def test_a_limit_holds_for_the_fastest_device_too(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", "mlp", "--profile", "fast.toml", "--ratios", "0,0.5"]
+    limits = ["--limit", "parameters=20000", "--limit", "macs=18000"]
+    row = plan_json(capsys, *arguments, *limits)["fast"]
+    assert 15_000 < row["forward_macs"] <= 18_000
+    assert row["parameters"] <= 20_000
+    with pytest.raises(SystemExit):
+        main(["plan", *arguments, "--limit", "macs"])
+    assert "is not a limit like macs=70000000" in capsys.readouterr().err
+    assert main(["plan", *arguments, "--limit", "flops=1"]) == 2
+    assert "unknown key 'flops'" in capsys.readouterr().err
+
+
 def test_each_device_gets_what_it_can_do_in_time(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--model", "mlp", "--samples", "20000", "--deadline", "20", "--ratios", "0,0.5,0.75"]
     arguments += ["--profile", "fast.toml", "slow.toml", "small.toml"]

@@ -235,6 +235,24 @@ def test_balanced_variants_meet_any_budget(name: str) -> None:
         made.fit(Budget(parameters=10), balanced=True)
 
 
+def test_within_a_budget_ratios_prune_on_from_its_balanced_variant() -> None:
+    """Nested, smaller by the same share everywhere, and never above the budget."""
+    module, made = pruner("residual")
+    whole = measure(module, torch.zeros(1, *NETS["residual"][1]))
+    budget = Budget(parameters=whole.parameters // 4, macs=whole.macs // 2)
+    largest = made.fit(budget, balanced=True)
+    again = made.prune(largest.ratio, within=budget)
+    assert again.channels == largest.channels
+    half = made.prune(1 - (1 - largest.ratio) / 2, within=budget)
+    for name, flat in half.channels.indices.items():
+        assert np.isin(flat, largest.channels.indices[name]).all(), name
+    inputs = torch.zeros(1, *NETS["residual"][1])
+    assert budget.allows(measure(half.module, inputs))
+    assert measure(half.module, inputs).macs < 0.5 * measure(largest.module, inputs).macs
+    with pytest.raises(ConfigError, match=r"within .* a pruning ratio is at least"):
+        made.prune(largest.ratio - 0.01, within=budget)
+
+
 def test_round_to_keeps_multiples() -> None:
     _, made = pruner("depthwise")
     assert made.prune(0.4, round_to=4).channels.variant_shapes["depth.0.weight"] == (12, 1, 3, 3)

@@ -9,9 +9,9 @@ from reft_edge.coordinator.catalogue import Catalogue, Workshop, initial_model
 from reft_edge.coordinator.contributions import Contribution, check_update, received_weights, trained_weights
 from reft_edge.coordinator.publishing import blobs_of, publish_weights
 from reft_edge.coordinator.records import AssignmentRecord, Prediction, RunRecord
-from reft_edge.coordinator.settings import ModelSettings
+from reft_edge.coordinator.settings import ModelSettings, SizeLimits
 from reft_edge.coordinator.store import Store
-from reft_edge.errors import BundleError
+from reft_edge.errors import BundleError, PlanError
 from reft_edge.wire.blobs import BlobStore
 from reft_edge.wire.codec_names import Float16, Int8
 from reft_edge.wire.codecs import encode_tensors
@@ -58,6 +58,21 @@ def test_variants_are_the_same_for_the_same_seed_and_survive_a_restart(open_cata
     assert (again.manifest, again.manifest_blob) == (made.manifest, made.manifest_blob)
     assert again.channels == made.channels
     stored.close()
+
+
+def test_limits_hold_for_every_variant_and_ratios_prune_on_from_the_largest_within(tmp_path):
+    model = initial_model(SETTINGS, base_dir=tmp_path, seed=1)
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    limits = SizeLimits(parameters=n_parameters // 3)
+    workshop = Workshop(model, SETTINGS, importance="magnitude", seed=1, limits=limits)
+    ladder = workshop.ladder((0.0, 0.25, 0.5))
+    largest, middle, smallest = (workshop.make(ratio)[0].manifest.cost.parameters for ratio in ladder)
+    assert n_parameters // 3 >= largest > 0.9 * (n_parameters // 3)
+    assert 0.5 < middle / largest < 0.65, "three quarters of the channels, about their square of the weights"
+    assert 0.3 < smallest / middle < 0.7
+    assert workshop.make(0.0)[0].manifest.cost.parameters == n_parameters, "the whole model is still there to export"
+    with pytest.raises(PlanError, match="no variant fits 5 parameters"):
+        Workshop(model, SETTINGS, importance="magnitude", seed=1, limits=SizeLimits(parameters=5)).ladder((0.0,))
 
 
 def _copy_variants(catalogue, store):

@@ -86,6 +86,8 @@ BAD = {
     "quorum above 1": ("quorum = 1.5\n" + MODEL + "n_outputs = 2", "quorum"),
     "wrong type": ('rounds = "five"\n' + MODEL + "n_outputs = 2", "rounds: Expected `int`"),
     "ratio twice": (MODEL + "n_outputs = 2\n[planning]\nratios = [0.5, 0.5]", "ratios has a value twice"),
+    "empty limits": (MODEL + "n_outputs = 2\n[planning]\nlimits = {}", "limits is empty; give parameters, macs or"),
+    "unknown limit": (MODEL + "n_outputs = 2\n[planning]\nlimits = { flops = 9 }", r"\[planning.limits\] unknown key"),
     "ratio of one": (MODEL + "n_outputs = 2\n[planning]\nratios = [1.0]", r"planning.ratios\[0\]|planning.ratios"),
     "name with a slash": (MODEL.replace('"demo"', '"a/b"') + "n_outputs = 2", "federation 'a/b' must be"),
     "distillation without public data": (
@@ -114,4 +116,5 @@ def test_only_what_makes_a_run_itself_asks_for_a_new_run(tmp_path):
     settings = read(tmp_path, MINIMAL)
     assert run_digest(read(tmp_path, "rounds = 9\ndeadline_s = 5\n" + MINIMAL)) == run_digest(settings)
     assert run_digest(read(tmp_path, "seed = 9\n" + MINIMAL)) != run_digest(settings)
+    assert run_digest(read(tmp_path, MINIMAL + "\n[planning]\nlimits = { macs = 9 }")) != run_digest(settings)
     assert run_digest(read(tmp_path, MINIMAL.replace("vgg16", "resnet18"))) != run_digest(settings)
