@@ -30,7 +30,7 @@ from reft_edge.coordinator.store import Store
 from reft_edge.errors import FederationError, ResourceError
 from reft_edge.profiling.profile import DeviceProfile, Quantity
 from reft_edge.wire.codec_names import Int8
-from reft_edge.wire.messages import Measured, ProfileAnnouncement, TrainingPlan, UpdateManifest
+from reft_edge.wire.messages import Measured, ProfileAnnouncement, TrainingPlan, UpdateManifest, WeightsRef
 
 RULES = rounds.RoundRules(deadline_s=60, quorum=0.5)
 KEY = RoundKey(run="run1", number=1)
@@ -285,3 +285,31 @@ def test_a_shared_store_is_not_made(tmp_path):
     with pytest.raises(FederationError, match="has no store yet"):
         Store(tmp_path, shared=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_bases_of_deltas_are_of_the_last_closed_round_that_used_the_variant(store):
+    store.create_run(RunRecord(run="run1", federation="f", settings_digest="x", created_at=1.0))
+
+    def play(number, attempt, phase, **weights):
+        """A round in which device `d<variant>` got weights with this letter."""
+        key = RoundKey(run="run1", number=number, attempt=attempt)
+        given = [
+            msgspec.structs.replace(
+                assignment(f"d{letter}{number}", key), variant=variant, weights=WeightsRef(blob=ref(letter))
+            )
+            for variant, letter in weights.items()
+        ]
+        store.plan_round(RoundRecord(key=key, phase=phase, started_at=2.0), given)
+
+    assert store.bases("run1") == {}
+    play(1, 1, "failed", whole="9")
+    assert store.bases("run1") == {}
+    play(1, 2, "closed", whole="a", half="b")
+    play(2, 1, "closed", whole="c")
+    play(3, 1, "failed", whole="d", half="e")
+    play(3, 2, "collecting", whole="f", third="0")
+    assert {variant: weights.blob for variant, weights in store.bases("run1").items()} == {
+        "whole": ref("c"),
+        "half": ref("b"),
+    }
+    assert store.bases("another") == {}
