@@ -1,22 +1,20 @@
 """Distil: the merged global model learns from the variants that the devices trained, on public data.
 
-The teachers are the devices' updated variants; their outputs on the public inputs are computed once, in onnxruntime.
-The student starts as the merged model. For classification it minimises
+What the teachers say together is `ensemble`'s business. The student starts as the merged model. For classification it
+minimises
 
-    T^2 KL( p || softmax(z_s / T) ),    p = sum_k w_k softmax(z_k / T)
+    T^2 KL( p || softmax(z_s / T) )
 
-(Hinton et al., arXiv 1503.02531, section 2, for the temperature T and the factor T^2; Lin et al., FedDF, arXiv
-2006.07242, algorithm 1, for an ensemble of clients as teacher, the averaged model as start and unlabelled data). FedDF
-averages logits; probabilities did as well on digits (98.8% against 98.7%, 3 seeds), and one overconfident teacher
-cannot outvote the others. For regression the loss is the squared distance to the teachers' weighted mean.
-
-Weights w_k are samples, equal, or by agreement (`agreement`), which is what holds against hostile teachers.
+for the ensemble's probabilities p (Hinton et al., arXiv 1503.02531, section 2, for the temperature T and the factor
+T^2; Lin et al., FedDF, arXiv 2006.07242, algorithm 1, for an ensemble of clients as teacher, the averaged model as
+start and unlabelled data). For regression the loss is the squared distance to the ensemble's output. With augmentation
+each epoch shows the next view of the public inputs, with what the teachers say about that view (`augmentation`).
 
 No labels are needed. Where the public data have labels, a part is held out to stop early and to choose the best epoch;
 the merged model is epoch 0 and wins ties, so distilling never returns something that scores worse there.
 
-Peak memory: the teachers' outputs (n_teachers x n_public x n_outputs floats; four times that while agreement is
-measured), one batch of activations, and one copy of the student.
+Peak memory: the teachers' outputs (n_teachers x n_views x n_public x n_outputs floats, and four times one view of that
+while agreement is measured), one view of the inputs, one batch of activations, and one copy of the student.
 """
 
 from __future__ import annotations
@@ -33,31 +31,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from reft_edge.bundle.inference import Predictor
 from reft_edge.bundle.manifest import CrossEntropy, Loss, MeanSquaredError
-from reft_edge.coordinator.agreement import agreement_weights, divergences_of_classes, divergences_of_values
+from reft_edge.coordinator.augmentation import Views
 from reft_edge.coordinator.compute import on_compute_device
 from reft_edge.coordinator.distillation_settings import DistillationSettings
+from reft_edge.coordinator.ensemble import Teacher, targets_of_views
 from reft_edge.coordinator.evaluation import Metrics, evaluate
-from reft_edge.data.dataset import PICTURE_SCALE, Dataset, scale
-from reft_edge.errors import DataError, FederationError
+from reft_edge.data.dataset import PICTURE_SCALE, Dataset
+from reft_edge.errors import DataError
 
 if TYPE_CHECKING:
-    from reft_edge.types import Array, FloatArray, IntArray, Tensors
-
-
-TEACHER_BATCH = 256
-"""Public inputs that a teacher sees at once."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Teacher:
-    """One device's variant: its `outputs` on all public inputs, float32 `(n_public, *output_shape)`, and its
-    training samples."""
-
-    name: str
-    outputs: FloatArray
-    samples: float
+    from reft_edge.types import Array, IntArray
 
 
 class DistillationProgress(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,11 +71,9 @@ class DistillationResult(msgspec.Struct, frozen=True, kw_only=True):
         return self.kept_epoch == 0
 
 
-def teacher_outputs(inference_graph: bytes, weights: Tensors, inputs: Array, *, threads: int = 1) -> FloatArray:
-    """A variant's outputs `(n, *output_shape)` on `inputs` (n, *sample_shape), computed in onnxruntime."""
-    predictor = Predictor(inference_graph, threads=threads)
-    starts = range(0, len(inputs), TEACHER_BATCH)
-    return np.concatenate([predictor.predict(weights, scale(inputs[s : s + TEACHER_BATCH])) for s in starts])
+def views_of(public_inputs: Array, settings: DistillationSettings, seed: int) -> Views:
+    """The views that `distil` shows for these arguments: what teachers must have seen."""
+    return Views(inputs=public_inputs, settings=settings.augmentation, seed=seed)
 
 
 def distil(
@@ -105,14 +87,17 @@ def distil(
     seed: int = 0,
     progress: Callable[[DistillationProgress], None] | None = None,
 ) -> DistillationResult:
-    """Train `student`, in place, towards the teachers' weighted mean on `public_inputs` (n_public, *sample_shape).
+    """Train `student`, in place, towards what the teachers say about `public_inputs` (n_public, *sample_shape).
 
-    `loss` is the loss that the devices train with (default cross entropy); it decides between KL divergence and squared
-    error. `labels` (n_public, ...) only choose the epoch. The same seed gives the same result on one processor; global
-    random state is left as it was. Raises `FederationError` for teachers that do not fit, `DataError` for too little
-    public data.
+    The teachers have seen `views_of` the same arguments. `loss` is the loss that the devices train with (default cross
+    entropy); it decides between KL divergence and squared error. `labels` (n_public, ...) only choose the epoch. The
+    same seed gives the same result on one processor; global random state is left as it was. Raises `FederationError`
+    for teachers that do not fit, `DataError` for too little public data.
     """
-    targets = ensemble_targets(teachers, settings=settings, loss=loss or CrossEntropy(), n_public=len(public_inputs))
+    views = views_of(public_inputs, settings, seed)
+    targets = targets_of_views(
+        teachers, settings=settings, loss=loss or CrossEntropy(), n_public=len(public_inputs), n_views=len(views)
+    )
     training, held_out = _split(public_inputs, labels, settings.held_out_fraction, seed)
     if settings.epochs == 0:
         return DistillationResult(epochs_run=0, kept_epoch=0, losses=())
@@ -123,8 +108,10 @@ def distil(
         torch.manual_seed(seed)
         run = _Run(
             student=student,
-            inputs=torch.as_tensor(public_inputs[training]).to(device),
-            targets=torch.as_tensor(targets[training]).to(device),
+            views=views,
+            training=training,
+            targets=[torch.as_tensor(one[training]).to(device) for one in targets],
+            device=device,
             settings=settings,
             objective=_squared_error
             if isinstance(loss, MeanSquaredError)
@@ -133,50 +120,6 @@ def distil(
         result = _train(run, held_out, progress, seed)
     student.train(mode)
     return result
-
-
-def ensemble_targets(
-    teachers: Sequence[Teacher], *, settings: DistillationSettings, loss: Loss, n_public: int
-) -> FloatArray:
-    """What the student shall give for each public input, float32 `(n_public, *output_shape)`.
-
-    For classification: probabilities at the settings' temperature. For regression: outputs.
-    """
-    if not teachers:
-        raise FederationError("there are no teachers to distil from; no device finished this round")
-    shape = (n_public, *teachers[0].outputs.shape[1:])
-    for teacher in teachers:
-        if teacher.outputs.shape != shape or not np.isfinite(teacher.outputs).all():
-            raise FederationError(
-                f"teacher {teacher.name!r} gives {teacher.outputs.shape}, expected finite numbers of shape {shape}"
-            )
-    total: Array = np.zeros(shape, np.float64)
-    for teacher, weight in zip(teachers, _weights(teachers, settings, loss), strict=True):
-        outputs = teacher.outputs.astype(np.float64)
-        total += weight * (outputs if isinstance(loss, MeanSquaredError) else _softmax(outputs / settings.temperature))
-    result: FloatArray = total.astype(np.float32)
-    return result
-
-
-def _weights(teachers: Sequence[Teacher], settings: DistillationSettings, loss: Loss) -> Array:
-    """What each teacher counts, float64 (n_teachers,); they sum to 1."""
-    if settings.weights == "agreement":
-        outputs = [teacher.outputs.astype(np.float64) for teacher in teachers]
-        if isinstance(loss, MeanSquaredError):
-            return agreement_weights(divergences_of_values(outputs))
-        return agreement_weights(divergences_of_classes([_softmax(logits) for logits in outputs]))
-    weights = np.array([1.0 if settings.weights == "uniform" else teacher.samples for teacher in teachers])
-    if not (np.isfinite(weights).all() and (weights > 0).all()):
-        raise FederationError(f"teachers' samples must be above 0; got {weights.tolist()!r}")
-    shares: Array = weights / weights.sum()
-    return shares
-
-
-def _softmax(logits: Array) -> Array:
-    """Over the last axis."""
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    probabilities: Array = powers / powers.sum(axis=-1, keepdims=True)
-    return probabilities
 
 
 def _split(inputs: Array, labels: Array | None, fraction: float, seed: int) -> tuple[IntArray, Dataset | None]:
@@ -202,10 +145,18 @@ Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 @dataclass(frozen=True, kw_only=True)
 class _Run:
     student: nn.Module
-    inputs: torch.Tensor
-    targets: torch.Tensor
+    views: Views
+    training: IntArray
+    """Which of the public inputs are trained on."""
+    targets: Sequence[torch.Tensor]
+    """Of those, for each view."""
+    device: torch.device
     settings: DistillationSettings
     objective: Objective
+
+    def samples(self, number: int) -> torch.Tensor:
+        """What is trained on, in one view."""
+        return torch.as_tensor(self.views.view(number)[self.training]).to(self.device)
 
 
 def _soft_cross_entropy(temperature: float) -> Objective:
@@ -233,7 +184,7 @@ def _train(
     losses: list[float] = []
     diverged = False
     for epoch in range(1, settings.epochs + 1):
-        losses.append(_train_epoch(run, optimizer, schedule, order))
+        losses.append(_train_epoch(run, (epoch - 1) % len(run.views), optimizer, schedule, order))
         if not math.isfinite(losses[-1]):
             best_epoch = best_epoch if held_out is not None else 0
             diverged = True
@@ -259,15 +210,20 @@ def _train(
 
 
 def _train_epoch(
-    run: _Run, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler, order: torch.Generator
+    run: _Run,
+    view: int,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    order: torch.Generator,
 ) -> float:
-    """One pass over the public inputs in an order drawn from `order`; returns the mean loss of its batches."""
+    """One pass over a view of the public inputs in an order drawn from `order`; returns its batches' mean loss."""
     run.student.train()
-    permutation = torch.randperm(len(run.inputs), generator=order)
+    inputs, targets = run.samples(view), run.targets[view]
+    permutation = torch.randperm(len(inputs), generator=order)
     total = 0.0
     for indices in permutation.tensor_split(_n_batches(run)):
-        chosen = indices.to(run.inputs.device)
-        loss = run.objective(run.student(_scaled(run.inputs[chosen])), run.targets[chosen])
+        chosen = indices.to(run.device)
+        loss = run.objective(run.student(_scaled(inputs[chosen])), targets[chosen])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         optimizer.step()
@@ -283,7 +239,7 @@ def _scaled(inputs: torch.Tensor) -> torch.Tensor:
 
 def _n_batches(run: _Run) -> int:
     """Batches of nearly equal size: a rest of one sample would break batch norm."""
-    return max(1, -(-len(run.inputs) // run.settings.batch_size))
+    return max(1, -(-len(run.training) // run.settings.batch_size))
 
 
 def _optimizer(student: nn.Module, settings: DistillationSettings) -> torch.optim.Optimizer:

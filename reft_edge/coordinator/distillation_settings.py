@@ -1,11 +1,53 @@
-"""`[distillation]`: how the global model learns from the devices' variants. Values and defaults only, no torch."""
+"""`[distillation]`: how the global model learns from the devices' variants. Values and defaults only, no torch.
+
+Defaults were chosen by measurement; scripts/benchmarks/notes/accuracy.md has the figures.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
+
+PICTURE_AXES = 3
+"""(channels, height, width)."""
+
+WINDOW_AXES = 2
+"""(columns, time): a sensor's window."""
+
+
+class AugmentationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[distillation.augmentation]: what may change in a public input without changing what it shows.
+
+    Off unless the user says so, because only the user knows: digits and text must not be flipped, and a table's row has
+    nothing that could be moved.
+    """
+
+    flip: bool = False
+    """Mirror half of the pictures, left to right."""
+    shift: Annotated[int, Meta(ge=0, le=64)] = 0
+    """Move pictures by up to this many pixels in each direction, windows by up to this many time steps; what the edge
+    uncovers repeats the edge."""
+    views: Annotated[int, Meta(ge=2, le=64)] = 4
+    """Different versions of the public data, the plain one included. Each costs one pass of every teacher."""
+
+    @property
+    def n_views(self) -> int:
+        """1 where nothing may change."""
+        return self.views if self.flip or self.shift else 1
+
+    def unfit_reason(self, input_shape: Sequence[int]) -> str:
+        """Why inputs of this shape (without the batch axis) cannot be changed so; empty when they can."""
+        n_axes = len(input_shape)
+        if self.flip and n_axes != PICTURE_AXES:
+            return f"flip is for pictures (channels, height, width); the model takes {tuple(input_shape)}"
+        if self.shift and n_axes not in (PICTURE_AXES, WINDOW_AXES):
+            return f"shift is for pictures and for windows (columns, time); the model takes {tuple(input_shape)}"
+        if self.shift and self.shift >= min(input_shape[1:]):
+            return f"shift = {self.shift} moves everything out of inputs of shape {tuple(input_shape)}"
+        return ""
 
 
 class DistillationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,6 +64,10 @@ class DistillationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     weights: Literal["samples", "uniform", "agreement"] = "samples"
     """What a teacher counts: the samples that it was trained on, all the same, or by how well it agrees with the others
     (`coordinator.agreement`). Hostile devices teach as well: a robust `[aggregation]` needs `agreement`."""
+    pooling: Literal["mean", "classes"] = "mean"
+    """How teachers are joined: the mean of their probabilities, or class by class, where those count for a class who
+    have seen it (`coordinator.pooling`). For classification only."""
+    augmentation: AugmentationSettings = AugmentationSettings()
     held_out_fraction: Annotated[float, Meta(gt=0, lt=1)] = 0.25
     """Share of labelled public data that only chooses the best epoch. Unused without labels."""
     patience: Annotated[int, Meta(ge=1, le=10_000)] = 5

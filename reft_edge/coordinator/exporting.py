@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from reft_edge.bundle.inference import Predictor
 from reft_edge.coordinator.batch_norm import reestimate_batch_norm
-from reft_edge.coordinator.distillation import Teacher, distil
+from reft_edge.coordinator.distillation import distil, views_of
+from reft_edge.coordinator.ensemble import Teacher, teacher_of
 from reft_edge.coordinator.export import ExportedFile, export_model
 from reft_edge.coordinator.records import ExportRecord
-from reft_edge.data.dataset import scale
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
     from reft_edge.coordinator.catalogue import CompiledVariant, Workshop
     from reft_edge.coordinator.learning import LearningOptions
-    from reft_edge.types import Array, FloatArray, Tensors
+    from reft_edge.types import Array, Tensors
     from reft_edge.wire.blobs import BlobStore
 
 GLOBAL_NAME = "global"
@@ -52,21 +51,26 @@ class Exporter:
     def export(self, variants: Sequence[CompiledVariant]) -> Iterator[ExportRecord]:
         """The global model, then each variant that is smaller. Raises `ModelError` or `ResourceError`."""
         yield from self._write(GLOBAL_NAME, self._whole, self._global_tensors)
-        outputs = self._teacher_outputs() if any(variant.ratio > 0 for variant in variants) else None
+        teacher = self._teacher() if any(variant.ratio > 0 for variant in variants) else None
         for variant in variants:
             if variant.ratio > 0:
-                yield from self._write(f"variant-{variant.name}", variant, self._fit(variant, outputs))
+                yield from self._write(f"variant-{variant.name}", variant, self._fit(variant, teacher))
 
-    def _teacher_outputs(self) -> FloatArray | None:
-        """The global model's outputs on the public inputs; None where there is nothing to distil."""
-        public = self._options.public
-        if public is None or self._options.distillation.epochs == 0:
+    def _teacher(self) -> Teacher | None:
+        """The global model with its outputs on the public inputs; None where there is nothing to distil."""
+        options = self._options
+        if options.public is None or options.distillation.epochs == 0:
             return None
-        predictor = Predictor(self._blobs.read(self._whole.manifest.inference_graph), threads=self._options.threads)
-        outputs: FloatArray = predictor.predict(self._global_tensors, scale(public.inputs))
-        return outputs
+        return teacher_of(
+            GLOBAL_NAME,
+            self._blobs.read(self._whole.manifest.inference_graph),
+            self._global_tensors,
+            views_of(options.public.inputs, options.distillation, options.seed),
+            samples=1.0,
+            threads=options.threads,
+        )
 
-    def _fit(self, variant: CompiledVariant, outputs: FloatArray | None) -> dict[str, Array]:
+    def _fit(self, variant: CompiledVariant, teacher: Teacher | None) -> dict[str, Array]:
         """The variant's final tensors."""
         tensors = variant.channels.gather(self._global_tensors)
         public = self._options.public
@@ -75,10 +79,10 @@ class Exporter:
         module = self._workshop.module(variant.ratio)
         module.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
         reestimate_batch_norm(module, public.inputs)
-        if outputs is not None:
+        if teacher is not None:
             distil(
                 module,
-                [Teacher(name=GLOBAL_NAME, outputs=outputs, samples=1.0)],
+                [teacher],
                 public.inputs,
                 settings=self._options.distillation,
                 loss=self._options.loss,

@@ -18,7 +18,8 @@ from reft_edge.coordinator.aggregation import ClientUpdate, merge
 from reft_edge.coordinator.aggregation_settings import AggregationSettings
 from reft_edge.coordinator.batch_norm import has_batch_norm, reestimate_batch_norm
 from reft_edge.coordinator.contributions import Contribution, read_update, trained_weights
-from reft_edge.coordinator.distillation import DistillationProgress, Teacher, distil, teacher_outputs
+from reft_edge.coordinator.distillation import DistillationProgress, distil, views_of
+from reft_edge.coordinator.ensemble import Teacher, teacher_of
 from reft_edge.coordinator.evaluation import Metrics, evaluate
 from reft_edge.coordinator.events import Distilling, Listener, ignore
 from reft_edge.coordinator.records import MetricRecord, Stage
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from reft_edge.bundle.manifest import BlobRef, Loss
+    from reft_edge.coordinator.augmentation import Views
     from reft_edge.coordinator.distillation_settings import DistillationSettings
     from reft_edge.data.dataset import Dataset
     from reft_edge.types import Array, Tensors
@@ -136,14 +138,16 @@ class Learner:
         def progress(state: DistillationProgress) -> None:
             listener(Distilling(round=round_number, epoch=state.epoch, epochs=state.epochs, loss=state.loss))
 
+        seed = options.seed + round_number
+        views = views_of(options.public.inputs, options.distillation, seed)
         result = distil(
             self.model,
-            self._teachers(contributions, options.public.inputs),
+            self._teachers(contributions, views),
             options.public.inputs,
             settings=options.distillation,
             loss=options.loss,
             labels=options.public.targets,
-            seed=options.seed + round_number,
+            seed=seed,
             progress=progress,
         )
         return Outcome(weights=self.save(), kept_epoch=result.kept_epoch)
@@ -171,20 +175,17 @@ class Learner:
                 weight=weights[contribution.device],
             )
 
-    def _teachers(self, contributions: Sequence[Contribution], inputs: Array) -> list[Teacher]:
+    def _teachers(self, contributions: Sequence[Contribution], views: Views) -> list[Teacher]:
         samples = _bounded_samples(contributions)
-        return [self._teacher(one, inputs, samples[one.device]) for one in contributions]
+        return [self._teacher(one, views, samples[one.device]) for one in contributions]
 
-    def _teacher(self, contribution: Contribution, inputs: Array, samples: float) -> Teacher:
+    def _teacher(self, contribution: Contribution, views: Views, samples: float) -> Teacher:
         graph = self._blobs.read(contribution.variant.manifest.inference_graph)
         weights: Tensors = trained_weights(contribution, self._blobs)
         if has_batch_norm(self.model):
-            weights = self._with_public_statistics(contribution.variant.ratio, weights, inputs)
-        return Teacher(
-            name=contribution.device,
-            outputs=teacher_outputs(graph, weights, inputs, threads=self._options.threads),
-            samples=samples,
-        )
+            weights = self._with_public_statistics(contribution.variant.ratio, weights, views.inputs)
+        name = contribution.device
+        return teacher_of(name, graph, weights, views, samples=samples, threads=self._options.threads)
 
     def _with_public_statistics(self, ratio: float, weights: Tensors, inputs: Array) -> Tensors:
         """A teacher's weights with batch-norm statistics of the inputs that it teaches on.

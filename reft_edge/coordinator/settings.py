@@ -223,6 +223,8 @@ def check_federation(settings: FederationSettings) -> None:
         raise ConfigError(f"[model] classes has {repeated[0]!r} twice")
     if model.classes and isinstance(model.loss_function, MeanSquaredError):
         raise ConfigError("[model] classes are for cross_entropy; a mean_squared_error model has n_outputs only")
+    if reason := settings.distillation.augmentation.unfit_reason(model.input_shape):
+        raise ConfigError(f"[distillation.augmentation] {reason}")
     find_policy(settings.planning.policy)
     if settings.planning.limits is not None and not settings.planning.limits.given:
         raise ConfigError("[planning] limits is empty; give parameters, macs or weight_bytes, or leave it out")

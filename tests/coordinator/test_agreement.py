@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from reft_edge.bundle.manifest import CrossEntropy, MeanSquaredError
 from reft_edge.coordinator.agreement import BETA, agreement_weights, divergences_of_classes, divergences_of_values
-from reft_edge.coordinator.distillation import Teacher, ensemble_targets
 from reft_edge.coordinator.distillation_settings import DistillationSettings
+from reft_edge.coordinator.ensemble import Teacher, ensemble_targets
 
 AGREEMENT = DistillationSettings(weights="agreement", temperature=2.0)
 

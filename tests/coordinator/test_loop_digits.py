@@ -22,8 +22,9 @@ from reft_edge.compile.channels import ChannelMap
 from reft_edge.compile.prune import Pruner
 from reft_edge.coordinator.aggregation import ClientUpdate, merge
 from reft_edge.coordinator.batch_norm import reestimate_batch_norm
-from reft_edge.coordinator.distillation import Teacher, distil, teacher_outputs
+from reft_edge.coordinator.distillation import distil
 from reft_edge.coordinator.distillation_settings import DistillationSettings
+from reft_edge.coordinator.ensemble import Teacher, teacher_outputs
 from reft_edge.coordinator.evaluation import evaluate
 from reft_edge.data.dataset import Dataset
 from reft_edge.models.registry import build_model

@@ -12,7 +12,9 @@ from torch.nn import functional
 
 from reft_edge.bundle.manifest import CrossEntropy, MeanSquaredError
 from reft_edge.coordinator.batch_norm import reestimate_batch_norm
-from reft_edge.coordinator.distillation import DistillationSettings, Teacher, distil, ensemble_targets
+from reft_edge.coordinator.distillation import distil
+from reft_edge.coordinator.distillation_settings import DistillationSettings
+from reft_edge.coordinator.ensemble import Teacher, ensemble_targets
 from reft_edge.coordinator.evaluation import evaluate, measure
 from reft_edge.data.dataset import Dataset
 from reft_edge.errors import DataError, FederationError
@@ -82,7 +84,7 @@ def test_ensemble_is_the_weighted_mean_by_samples_or_uniform():
     teachers = [Teacher(name="a", outputs=sharp, samples=3), Teacher(name="b", outputs=flat, samples=1)]
 
     def target(loss=None, **options):
-        settings = DistillationSettings(temperature=1.0, **options)
+        settings = DistillationSettings(temperature=1.0, pooling="mean", **options)
         return ensemble_targets(teachers, settings=settings, loss=loss or CrossEntropy(), n_public=1)
 
     p = np.exp(sharp) / np.exp(sharp).sum()

@@ -94,6 +94,11 @@ BAD = {
         MODEL.replace("epochs = 0", "epochs = 3") + "n_outputs = 2",
         "distillation needs public data",
     ),
+    "views of a table": (
+        MODEL.replace("epochs = 0", "epochs = 0, augmentation = { flip = true }").replace("[3, 32, 32]", "[9]")
+        + "n_outputs = 2",
+        r"\[distillation.augmentation\] flip is for pictures",
+    ),
     "data from two sources": (
         MODEL + 'n_outputs = 2\n[data]\ntest = { path = "a", function = "b:c" }',
         "either path = .* or function",
