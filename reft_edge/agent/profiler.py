@@ -15,11 +15,12 @@ from typing import TypeAlias
 import reft_edge
 from reft_edge.agent.empty_worker import EmptyWorker, measure_empty_worker
 from reft_edge.agent.link_probe import LinkSpeed, measure_link
-from reft_edge.agent.reference_step import matrix_product, training_step
+from reft_edge.agent.reference_step import matrix_product, training_steps
 from reft_edge.profiling.load import NOTABLE_SHARE, read_load
 from reft_edge.profiling.memory import MemoryRoom, copy_bandwidth, disk_free_bytes, memory_room
-from reft_edge.profiling.profile import DeviceProfile, Quantity
-from reft_edge.profiling.sustained import Rate, Repetition, sustained_rate
+from reft_edge.profiling.profile import DeviceProfile, Quantity, StepRates, expected_speed
+from reft_edge.profiling.speed import TimedStep, fit_speed
+from reft_edge.profiling.sustained import Rate, Repetition, sustained_rate, sustained_rates
 from reft_edge.profiling.system import System, read_system, suggested_name
 from reft_edge.profiling.thermal import Thermal, read_thermal
 from reft_edge.wire.endpoint import BrokerSettings
@@ -45,14 +46,14 @@ class _Effort:
 _QUICK = _Effort(
     name="quick",
     product=Repetition(min_s=1.2, max_s=2.5),
-    training=Repetition(min_s=3.5, max_s=6),
+    training=Repetition(batch_s=0.1, min_s=4, max_s=8),
     copy=Repetition(min_s=0.8, max_s=1.5),
     link_s=1.5,
 )
 _FULL = _Effort(
     name="full",
     product=Repetition(min_s=4, max_s=8),
-    training=Repetition(min_s=12, max_s=25),
+    training=Repetition(batch_s=0.1, min_s=12, max_s=25),
     copy=Repetition(min_s=2, max_s=4),
     link_s=4.0,
 )
@@ -71,6 +72,8 @@ class Readings:
     product_of: str
     training: Rate
     training_of: str
+    steps: tuple[TimedStep, ...]
+    """The reference step and others, at the pace that the first was measured at."""
     thermal: Thermal
     others: float
     """Share of the processor that others took while the rates were timed."""
@@ -133,9 +136,9 @@ def _read(effort: _Effort, *, threads: int | None, broker: BrokerSettings | None
     tell(product.description)
     product_rate = sustained_rate(product.run, work=product.flops, repetition=effort.product)
     # Training comes last, on a device that is warm by now.
-    step = training_step(threads=n_threads)
-    tell(step.description)
-    step_rate = sustained_rate(step.run, work=step.flops, repetition=effort.training)
+    steps = training_steps(threads=n_threads)
+    tell(steps[0].description)
+    rates = sustained_rates([(step.run, step.flops) for step in steps], repetition=effort.training)
     return Readings(
         system=system,
         room=room,
@@ -144,8 +147,9 @@ def _read(effort: _Effort, *, threads: int | None, broker: BrokerSettings | None
         copy=copy,
         product=product_rate,
         product_of=product.description,
-        training=step_rate,
-        training_of=step.description,
+        training=rates[0],
+        training_of=steps[0].description,
+        steps=tuple(step.timed(step.flops / rate.per_s) for step, rate in zip(steps, rates, strict=True)),
         thermal=read_thermal().since(thermal),
         others=read_load().others_since(load),
     )
@@ -169,6 +173,7 @@ def to_profile(
         flops_per_cycle=Quantity(value=system.flops_per_cycle, basis="specified", source=system.flops_per_cycle_source),
         gemm_flops_per_s=note.rate(readings.product.per_s, readings.product, readings.product_of),
         training_flops_per_s=note.rate(readings.training_per_s, readings.training, readings.training_of),
+        step_rates=note.step_rates(readings),
         memory_bandwidth_bytes_per_s=note.rate(readings.copy.per_s, readings.copy, "copy"),
         memory_total_bytes=note.measured(room.total_bytes, "the machine's memory and control groups"),
         memory_available_bytes=note.measured(room.available_bytes, room.bound_by),
@@ -202,6 +207,21 @@ class _Source:
     def rate(self, value: float, rate: Rate, workload: str) -> Quantity:
         quality = f"best quarter of {rate.n_batches} batches within {rate.spread:.1%}"
         return self.measured(value, f"{workload}, {self.threads} threads, {quality}")
+
+    def step_rates(self, readings: Readings) -> StepRates:
+        """Fitted to the steps; where the board throttles, as slow as the reference step then was."""
+        expected = expected_speed(
+            product_flops_per_s=readings.product.per_s,
+            moved_bytes_per_s=readings.copy.per_s,
+            clock_hz=readings.system.clock_hz,
+        )
+        fitted = fit_speed(readings.steps, expected).slowed(readings.training.per_s / readings.training_per_s)
+        how = f"fitted to {len(readings.steps)} training steps, {self.threads} threads"
+        return StepRates(
+            product_flops_per_s=self.measured(fitted.product_flops_per_s, how),
+            moved_bytes_per_s=self.measured(fitted.moved_bytes_per_s, how),
+            call_s=self.measured(fitted.call_s, how),
+        )
 
     def clock(self, system: System) -> Quantity:
         if system.clock_source.startswith("assumed"):

@@ -1,9 +1,9 @@
 """The training step and the matrix product that devices are measured with.
 
-All devices run the same graphs, shipped with the package in reft_edge/profiling/reference_step/ and made by
-scripts/make_reference_step: one training step of a small VGG-like network on a batch of 32, compiled as every model of
-a federation is, and a square float32 matrix product. Weights are drawn here and not shipped; arithmetic takes the same
-time whatever the numbers are, as long as they do not vanish.
+All devices run the same graphs, shipped with the package in reft_edge/profiling/ and made by
+scripts/make_reference_step: training steps of a small VGG-like network and of one with a quarter of its channels,
+compiled as every model of a federation is, and a square float32 matrix product. Weights are drawn here and not shipped;
+arithmetic takes the same time whatever the numbers are, as long as they do not vanish.
 """
 
 from __future__ import annotations
@@ -20,19 +20,21 @@ from reft_edge.agent.trainer import Trainer
 from reft_edge.bundle.bundle import INFERENCE_FILE, MANIFEST_FILE, TRAINING_FILE, Bundle, blob_ref, graph_bytes
 from reft_edge.bundle.container import pack_tensors
 from reft_edge.bundle.manifest import Manifest, TensorSpec
+from reft_edge.profiling.reference import REFERENCE_BATCH_SIZE, REFERENCE_FOLDER
+from reft_edge.profiling.speed import TimedStep
 
 if TYPE_CHECKING:
     from reft_edge.types import Array
 
-BATCH_SIZE = 32
-"""The batch of the project's other measurements. At 15 million multiply-accumulates a sample, one step takes about
-0.6 s on the slowest board, a Raspberry Pi Zero 2 W."""
+SMALL_BATCH_SIZE = 4
+"""A step on it spends a good part of its time on calls."""
 
 PRODUCT_SIZE = 512
 """Rows and columns of the matrix product: 3 MiB, so that it computes rather than waits for memory."""
 
 PRODUCT_FILE = "matrix_product.onnx.zst"
-FOLDER = "profiling/reference_step"
+FOLDER = f"profiling/{REFERENCE_FOLDER}"
+NARROW_FOLDER = "profiling/narrow_step"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +46,29 @@ class Workload:
     description: str
 
 
-def reference_bundle() -> Bundle:
-    """The shipped training step with weights drawn for it."""
-    folder = files("reft_edge") / FOLDER
+@dataclass(frozen=True, kw_only=True)
+class StepWorkload(Workload):
+    """A training step to repeat, and what it counts."""
+
+    manifest: Manifest
+    batch_size: int
+
+    def timed(self, seconds: float) -> TimedStep:
+        """The step as one that took `seconds`. Raises `ValueError` for a manifest that does not count its work."""
+        work = self.manifest.cost.step_work
+        if work is None:
+            raise ValueError(f"{self.manifest.model!r} does not count its work; run scripts/make_reference_step")
+        return TimedStep(
+            product_flops=work.product_flops(self.batch_size),
+            moved_bytes=work.moved_bytes(self.batch_size),
+            calls=work.calls,
+            seconds=seconds,
+        )
+
+
+def reference_bundle(name: str = FOLDER) -> Bundle:
+    """A shipped training step with weights drawn for it."""
+    folder = files("reft_edge") / name
     manifest = Manifest.from_json((folder / MANIFEST_FILE).read_bytes())
     rng = np.random.default_rng(0)
     weights = pack_tensors({spec.name: _draw(spec, rng) for spec in manifest.tensors})
@@ -58,19 +80,27 @@ def reference_bundle() -> Bundle:
     )
 
 
-def training_step(*, threads: int) -> Workload:
-    """One training step of the reference network on a fixed batch."""
-    bundle = reference_bundle()
-    trainer = Trainer(bundle, threads=threads)
-    manifest = bundle.manifest
+def training_steps(*, threads: int) -> tuple[StepWorkload, ...]:
+    """The steps that rates are fitted to; the first is the reference step."""
+    cases = ((FOLDER, REFERENCE_BATCH_SIZE), (NARROW_FOLDER, REFERENCE_BATCH_SIZE), (FOLDER, SMALL_BATCH_SIZE),
+             (NARROW_FOLDER, SMALL_BATCH_SIZE))  # fmt: skip
+    trainers = {name: Trainer(reference_bundle(name), threads=threads) for name in (FOLDER, NARROW_FOLDER)}
+    return tuple(_training_step(trainers[name], batch_size) for name, batch_size in cases)
+
+
+def _training_step(trainer: Trainer, batch_size: int) -> StepWorkload:
+    """One training step on a fixed batch."""
+    manifest = trainer.manifest
     rng = np.random.default_rng(1)
-    inputs = rng.standard_normal((BATCH_SIZE, *manifest.input.shape), dtype=np.float32)
-    targets = rng.integers(0, manifest.output.shape[-1], BATCH_SIZE)
-    return Workload(
+    inputs = rng.standard_normal((batch_size, *manifest.input.shape), dtype=np.float32)
+    targets = rng.integers(0, manifest.output.shape[-1], batch_size)
+    return StepWorkload(
         # A learning rate this small leaves the weights what they are, so that nothing diverges however long it runs.
         run=lambda: trainer.step(inputs, targets, learning_rate=1e-6),
-        flops=float(manifest.cost.step_flops(BATCH_SIZE)),
-        description=f"training steps of {manifest.model}, batch {BATCH_SIZE}",
+        flops=float(manifest.cost.step_flops(batch_size)),
+        description=f"training steps of {manifest.model}, batch {batch_size}",
+        manifest=manifest,
+        batch_size=batch_size,
     )
 
 

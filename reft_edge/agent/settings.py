@@ -102,7 +102,7 @@ def limited_profile(profile: DeviceProfile, limits: Limits) -> DeviceProfile:
     """The profile that is announced: what the device can do, within what its owner grants."""
     changes: dict[str, Quantity] = {}
     if limits.training_flops_per_s is not None and limits.training_flops_per_s < profile.planning_flops_per_s:
-        changes["training_flops_per_s"] = _granted(limits.training_flops_per_s, "training_flops_per_s")
+        changes["granted_flops_per_s"] = _granted(limits.training_flops_per_s, "training_flops_per_s")
     if limits.memory_bytes is not None and limits.memory_bytes < profile.planning_memory_bytes:
         changes["memory_available_bytes"] = _granted(limits.memory_bytes, "memory_bytes")
     return msgspec.structs.replace(profile, **changes)

@@ -132,7 +132,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     moved_bytes_fixed: Count
     moved_bytes_per_sample: Count
     """As many as a plain pass over memory would move in the time that all other work takes."""
-    nodes: Count
+    calls: Count
+    """Of nodes, and for binding each tensor that goes in or comes out."""
 
     def product_flops(self, batch_size: int) -> int:
         return self.product_flops_fixed + batch_size * self.product_flops_per_sample

@@ -105,6 +105,7 @@ def _impossible(profile: DeviceProfile) -> str:
     if not MIN_FLOPS_PER_S <= profile.planning_flops_per_s <= MAX_FLOPS_PER_S:
         return f"{profile.planning_flops_per_s:.3g} FLOP/s; possible is {MIN_FLOPS_PER_S:g} to {MAX_FLOPS_PER_S:g}"
     limits = {
+        "granted_flops_per_s": (1.0, MAX_FLOPS_PER_S),
         "link_down_bytes_per_s": LINK_LIMITS,
         "link_up_bytes_per_s": LINK_LIMITS,
         "link_round_trip_s": DURATION_LIMITS,

@@ -9,22 +9,19 @@ Pure: no clock, no I/O. Which variant a device gets is `policies`' and `planning
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from math import ceil, exp, log
-from statistics import median
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from reft_edge.bundle.manifest import Cost, Manifest
 from reft_edge.coordinator.records import Prediction
+from reft_edge.coordinator.timing import Timing, total_s
+from reft_edge.data.dataset import n_batches
 from reft_edge.profiling.profile import DeviceProfile, Quantity
 from reft_edge.wire.codec_names import Codec, Float16, Float32, Int8
 from reft_edge.wire.codecs import encoded_bytes
 from reft_edge.wire.messages import Measured
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 DEFAULT_LINK_BYTES_PER_S = 1.25e6
 """10 Mbit/s, for devices whose profile does not know their link."""
@@ -34,10 +31,6 @@ WINDOW_BYTES = 8 * 65536
 
 ROUND_TRIPS = 6
 """Of control messages before and after the blocks of a transfer: task, manifest, offers, receipts."""
-
-START_FLOPS = 3e10
-"""What starting a worker and opening its sessions costs, as training operations: about 1 s on a laptop, 15 s on a
-Raspberry Pi Zero 2 W. The first round measures it."""
 
 SESSION_BYTES = 28 * 2**20
 """What a worker's other code and its open sessions add to the runtime. Measured with onnxruntime 1.31 on x86-64: 20 MiB
@@ -57,6 +50,13 @@ RECENT = 5
 MEMORY_MARGIN = 1.1
 """Over the largest measured peak: what did not happen in the last rounds may happen in the next."""
 
+PACED = 1.05
+"""A round that took no longer than this beside its pauses alone says nothing about the device's own speed."""
+
+FIRST_LIMITS = (1 / 3, 3.0)
+"""What a single round may say about time: beyond that it is more likely a bad round than a wrong profile, and a second
+one tells."""
+
 TIME_LIMITS = (0.02, 50.0)
 MEMORY_LIMITS = (0.5, 4.0)
 """Bounds of corrections: beyond them, a measurement says something else than how fast the device is."""
@@ -73,6 +73,8 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float
     weights_codec: Codec = Float16()
     update_codec: Codec = Int8()
+    delta_codec: Codec | None = None
+    """Of new weights from the second round on; None: they travel whole."""
 
 
 class Correction(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +98,10 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     training_samples: int
     holdout_samples: int = 0
     correction: Correction = Correction()
+    graphs_of: float | None = None
+    """Pruning ratio of the variant whose graphs it still has from the last round."""
+    has_base: bool = False
+    """Whether it still has that variant's last weights, too, so that a delta is enough."""
 
 
 class Option(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +115,8 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     """The variant's state in float32."""
     down_bytes: int
     """All that travels to a device that has nothing of it yet."""
+    delta_bytes: int
+    """What travels to a device that has its graphs and its last weights."""
     up_bytes: int
     sample_bytes: int
     """One sample of the input."""
@@ -116,12 +124,15 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def of(cls, manifest: Manifest, *, ratio: float, workload: Workload) -> Option:
         graphs = manifest.training_graph.size_bytes + manifest.inference_graph.size_bytes + len(manifest.to_json())
+        weights = encoded_bytes(manifest.tensors, workload.weights_codec)
+        delta = weights if workload.delta_codec is None else encoded_bytes(manifest.tensors, workload.delta_codec)
         return cls(
             ratio=ratio,
             cost=manifest.cost,
             graph_bytes=graphs,
             weight_bytes=encoded_bytes(manifest.tensors, Float32()),
-            down_bytes=graphs + encoded_bytes(manifest.tensors, workload.weights_codec),
+            down_bytes=graphs + weights,
+            delta_bytes=min(weights, delta),
             up_bytes=encoded_bytes(manifest.tensors, workload.update_codec),
             sample_bytes=4 * manifest.input.n_elements,
         )
@@ -129,34 +140,42 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
 
 def predict(device: Device, option: Option, workload: Workload) -> Prediction:
     """Time and memory of one round of `option` on `device`."""
-    profile, correction, cost = device.profile, device.correction, option.cost
-    flops_per_s = profile.planning_flops_per_s
-    per_sample_s = cost.step_flops_per_sample / flops_per_s
-    training_s = workload.local_epochs * device.training_samples * per_sample_s
-    download_s = _transfer_s(option.down_bytes, profile.link_down_bytes_per_s, profile)
+    profile, correction = device.profile, device.correction
+    epochs, n_samples, n_held = workload.local_epochs, device.training_samples, device.holdout_samples
+    batch = min(workload.batch_size, max(1, n_samples))
+    timing = Timing(profile=profile, cost=option.cost, sample_bytes=option.sample_bytes)
+    epoch = timing.epoch(n_samples, workload.batch_size)
+    evaluation = timing.evaluation(n_held, workload.batch_size)
+    down_bytes = missing_bytes(device, option)
+    download_s = _transfer_s(down_bytes, profile.link_down_bytes_per_s, profile)
+    start_s = timing.start_s() + total_s(evaluation)
     base = profile.planning_base_bytes
-    batch = min(workload.batch_size, max(1, device.training_samples))
-    data = (device.training_samples + device.holdout_samples) * option.sample_bytes
-    model = model_memory_bytes(option, batch) + data
-    known_start = profile.worker_start_s
-    start_s = known_start.value if known_start is not None else START_FLOPS / flops_per_s
+    model = model_memory_bytes(option, batch) + (n_samples + n_held) * option.sample_bytes
     return Prediction(
         download_s=download_s * correction.transfer_factor,
         start_s=start_s * correction.start_factor,
-        steps=workload.local_epochs * ceil(device.training_samples / workload.batch_size),
-        step_s=batch * per_sample_s * correction.time_factor,
-        training_s=training_s * correction.time_factor,
-        evaluation_s=4 * cost.forward_macs * device.holdout_samples / flops_per_s * correction.time_factor,
+        steps=epochs * n_batches(n_samples, workload.batch_size),
+        step_s=timing.step(batch).seconds(correction.time_factor),
+        training_s=epochs * total_s(epoch, correction.time_factor),
+        evaluation_s=total_s(evaluation, correction.time_factor),
         upload_s=_transfer_s(option.up_bytes, profile.link_up_bytes_per_s, profile) * correction.transfer_factor,
         peak_memory_bytes=base + model * correction.memory_factor,
-        down_bytes=option.down_bytes,
+        down_bytes=down_bytes,
         up_bytes=option.up_bytes,
         uncorrected_download_s=download_s,
         uncorrected_start_s=start_s,
-        uncorrected_training_s=training_s,
+        uncorrected_training_s=epochs * sum(part.count * part.own_s for part in epoch),
+        paced_training_s=epochs * sum(part.count * part.paced_s for part in epoch),
         uncorrected_peak_memory_bytes=base + model,
         base_memory_bytes=base,
     )
+
+
+def missing_bytes(device: Device, option: Option) -> int:
+    """What travels down to the device, by what it still has."""
+    if device.graphs_of != option.ratio:
+        return option.down_bytes
+    return option.delta_bytes if device.has_base else option.down_bytes - option.graph_bytes
 
 
 def model_memory_bytes(option: Option, batch_size: int) -> float:
@@ -197,9 +216,11 @@ def correct(history: Iterable[tuple[Prediction, Measured]], *, failed_ratios: It
         if measured.peak_memory_bytes > 0 and expected.uncorrected_peak_memory_bytes > expected.base_memory_bytes
     ]
     return Correction(
-        time_factor=_typical(rounds, lambda p: p.uncorrected_training_s, lambda m: m.training_s),
-        start_factor=_typical(rounds, lambda p: p.uncorrected_start_s, lambda m: m.start_s),
-        transfer_factor=_typical(rounds, lambda p: p.uncorrected_download_s, lambda m: m.download_s),
+        time_factor=_typical(_slowness(expected, measured) for expected, measured in rounds),
+        start_factor=_typical(_ratio(measured.start_s, expected.uncorrected_start_s) for expected, measured in rounds),
+        transfer_factor=_typical(
+            _ratio(measured.download_s, expected.uncorrected_download_s) for expected, measured in rounds
+        ),
         memory_factor=_bounded(max(memory) * MEMORY_MARGIN, MEMORY_LIMITS) if memory else 1.0,
         failed_ratio=max(failed_ratios, default=None),
     )
@@ -216,16 +237,31 @@ def believable(measured: Measured, *, elapsed_s: float) -> Measured:
     return msgspec.structs.replace(measured, download_s=0.0, start_s=0.0, training_s=0.0)
 
 
-def _typical(
-    rounds: Sequence[tuple[Prediction, Measured]],
-    predicted: Callable[[Prediction], float],
-    measured: Callable[[Measured], float],
-) -> float:
-    """The median of measured / predicted, in logarithms, so that twice and half cancel out."""
-    pairs = [(predicted(expected), measured(found)) for expected, found in rounds]
-    # Bounded one by one: a device may measure nonsense whose ratio is 0 or infinite.
-    ratios = [log(_bounded(found / expected, TIME_LIMITS)) for expected, found in pairs if expected > 0 and found > 0]
-    return exp(median(ratios)) if ratios else 1.0
+def _slowness(expected: Prediction, measured: Measured) -> float | None:
+    """By how much the device's own work took longer than expected; None where the round does not tell."""
+    ratio = _ratio(measured.training_s, expected.uncorrected_training_s)
+    if ratio is not None and measured.training_s <= PACED * expected.paced_training_s:
+        return min(ratio, 1.0)  # the rest was pauses: the device could be as fast as expected
+    return ratio
+
+
+def _ratio(measured: float, expected: float) -> float | None:
+    """Bounded, because a device may measure nonsense whose ratio is 0 or infinite; None where something is unknown."""
+    return _bounded(measured / expected, TIME_LIMITS) if measured > 0 and expected > 0 else None
+
+
+def _typical(ratios: Iterable[float | None]) -> float:
+    """The median of measured / predicted, in logarithms. Of the two in the middle of an even number, the nearer to 1.
+
+    So one bad round among two or more changes nothing that a good one does not say as well; of a single one not more
+    is believed than `FIRST_LIMITS`.
+    """
+    logs = sorted(log(ratio) for ratio in ratios if ratio is not None)
+    if not logs:
+        return 1.0
+    if len(logs) == 1:
+        return _bounded(exp(logs[0]), FIRST_LIMITS)
+    return exp(min(logs[(len(logs) - 1) // 2], logs[len(logs) // 2], key=abs))
 
 
 def _bounded(value: float, limits: tuple[float, float]) -> float:

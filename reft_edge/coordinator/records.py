@@ -85,13 +85,13 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
 
     download_s: float = 0.0
     start_s: float = 0.0
-    """Worker start and session creation."""
+    """Worker start, session creation and the first evaluation of the holdout."""
     steps: int = 0
     step_s: float = 0.0
     """Of a full batch."""
     training_s: float = 0.0
     evaluation_s: float = 0.0
-    """Of the holdout, before and after training."""
+    """Of the holdout, after training."""
     upload_s: float = 0.0
     peak_memory_bytes: float = 0.0
     down_bytes: float = 0.0
@@ -101,6 +101,9 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     compared with."""
     uncorrected_start_s: float = 0.0
     uncorrected_training_s: float = 0.0
+    """The device's own time, without pauses."""
+    paced_training_s: float = 0.0
+    """What pauses alone make of it; 0 where the device is not paced."""
     uncorrected_peak_memory_bytes: float = 0.0
     base_memory_bytes: float = 0.0
     """Of the peak, what the worker takes without a model."""

@@ -67,16 +67,31 @@ def sustained_rate(
 
     At least one warm-up run and one batch are made, however long they take.
     """
+    return sustained_rates([(run, work)], repetition=repetition, clock=clock)[0]
+
+
+def sustained_rates(
+    jobs: Sequence[tuple[Callable[[], object], float]],
+    *,
+    repetition: Repetition | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> tuple[Rate, ...]:
+    """The same for several jobs (run, work) that take turns, batch by batch, until all of them are stable.
+
+    What is compared with each other must be measured under the same disturbances.
+    """
     limits = repetition or Repetition()
     start = clock()
-    _batch(run, limits.warm_up_s, clock)
-    rates: list[float] = []
+    for run, _ in jobs:
+        _batch(run, limits.warm_up_s / len(jobs), clock)
+    rates: list[list[float]] = [[] for _ in jobs]
     while True:
-        rates.append(work / median(_batch(run, limits.batch_s, clock)))
-        rate = summarize(rates, limits)
+        for (run, work), found in zip(jobs, rates, strict=True):
+            found.append(work / median(_batch(run, limits.batch_s, clock)))
+        results = tuple(summarize(found, limits) for found in rates)
         spent = clock() - start
-        if spent >= limits.max_s or (rate.stable and spent >= limits.min_s):
-            return rate
+        if spent >= limits.max_s or (all(rate.stable for rate in results) and spent >= limits.min_s):
+            return results
 
 
 def summarize(rates: Sequence[float], limits: Repetition) -> Rate:

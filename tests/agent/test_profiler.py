@@ -10,6 +10,7 @@ from reft_edge.agent.empty_worker import EmptyWorker
 from reft_edge.agent.profiler import Readings, disturbances, doubts, to_profile
 from reft_edge.profiling.memory import MemoryRoom
 from reft_edge.profiling.profile import DeviceProfile
+from reft_edge.profiling.speed import TimedStep
 from reft_edge.profiling.sustained import Rate
 from reft_edge.profiling.system import System
 from reft_edge.profiling.thermal import Thermal
@@ -42,6 +43,7 @@ def readings(**changes: Any) -> Readings:
         "product_of": "matrix product",
         "training": rate(8),
         "training_of": "training steps",
+        "steps": (TimedStep(product_flops=1e9, moved_bytes=1e9, calls=400, seconds=0.3),),
         "thermal": Thermal(temperature_celsius=50.0, throttled=False),
         "others": 0.0,
     }
@@ -93,6 +95,15 @@ def test_what_disturbs_is_told_and_the_right_figure_counts(
     told = warnings_of(measured)
     assert len(told) == len(warnings)
     assert all(part in line for part, line in zip(warnings, told, strict=True))
+
+
+def test_all_rates_are_as_slow_as_the_board_that_throttles() -> None:
+    cool, hot = profile_of(readings()).step_rates, profile_of(readings(training=rate(8, late=4))).step_rates
+    assert cool is not None
+    assert hot is not None
+    assert hot.product_flops_per_s.value == pytest.approx(cool.product_flops_per_s.value / 2, rel=1e-3)
+    assert hot.moved_bytes_per_s.value == pytest.approx(cool.moved_bytes_per_s.value / 2, rel=1e-3)
+    assert hot.call_s.value == pytest.approx(2 * cool.call_s.value, rel=1e-3)
 
 
 def test_an_assumed_clock_is_not_called_measured_and_frost_is_zero() -> None:

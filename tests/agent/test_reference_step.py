@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from reft_edge.agent.reference_step import BATCH_SIZE, FOLDER, matrix_product, reference_bundle, training_step
+from reft_edge.agent.reference_step import FOLDER, matrix_product, reference_bundle, training_steps
 from reft_edge.agent.trainer import Trainer
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "make_reference_step"
 
 
 def test_a_step_trains_and_stays_finite_however_often_it_is_repeated() -> None:
-    step = training_step(threads=1)
+    step = training_steps(threads=1)[0]
     losses = [step.run() for _ in range(3)]
     assert losses[0] == pytest.approx(losses[2], rel=0.01)  # the learning rate is next to nothing
     # Forward and both gradients of every sample, a multiply-accumulate counted as 2; the input needs no gradient.
-    assert 5.5 < step.flops / BATCH_SIZE / reference_bundle().manifest.cost.forward_macs < 6.5
+    assert 5.5 < step.flops / step.batch_size / reference_bundle().manifest.cost.forward_macs < 6.5
 
 
 def test_the_drawn_weights_fit_the_manifest_and_its_hash() -> None:

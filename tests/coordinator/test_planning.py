@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reft_edge.bundle.manifest import Cost
+from reft_edge.bundle.manifest import Cost, Work
 from reft_edge.coordinator.planning import DEFAULT_RATIOS, Assignment, merge_tiers, plan
 from reft_edge.coordinator.policies import DEADLINE_SHARE, Ladder
-from reft_edge.coordinator.prediction import Correction, Device, Option, Workload, correct, predict
+from reft_edge.coordinator.prediction import FIRST_LIMITS, Correction, Device, Option, Workload, correct, predict
 from reft_edge.coordinator.records import Prediction
 from reft_edge.errors import ConfigError, ModelError
 from reft_edge.profiling.profile import DeviceProfile, Quantity
@@ -36,6 +36,7 @@ def price(ratio: float) -> Option:
         graph_bytes=20_000,
         weight_bytes=4 * parameters,
         down_bytes=20_000 + 2 * parameters,
+        delta_bytes=parameters,
         up_bytes=parameters,
         sample_bytes=4 * 3 * 32 * 32,
     )
@@ -246,7 +247,8 @@ def test_prediction_adds_up() -> None:
     assert expected.steps == 8  # three full batches and the rest, twice
     assert expected.training_s == pytest.approx(2 * 100 * 6e8 / 6e9)
     assert expected.step_s == pytest.approx(32 * 6e8 / 6e9)
-    assert expected.evaluation_s == pytest.approx(2 * 50 * 2e8 / 6e9)
+    assert expected.evaluation_s == pytest.approx(50 * 2e8 / 6e9)
+    assert expected.start_s > expected.evaluation_s, "the first evaluation comes before the first step"
     assert (expected.download_s, expected.upload_s) == (pytest.approx(8.02), pytest.approx(4.0))
     parts = ("download_s", "start_s", "training_s", "evaluation_s", "upload_s")
     assert expected.round_s == pytest.approx(sum(getattr(expected, part) for part in parts))
@@ -257,23 +259,79 @@ def test_prediction_adds_up() -> None:
     assert corrected.uncorrected_training_s == expected.training_s
 
 
+def with_work(option: Option) -> Option:
+    """The same variant, its work counted: mostly passes over memory, as in small models."""
+    work = Work(
+        product_flops_fixed=0,
+        product_flops_per_sample=option.cost.step_flops_per_sample,
+        moved_bytes_fixed=4 * option.weight_bytes,
+        moved_bytes_per_sample=10**8,
+        calls=500,
+    )
+    return msgspec.structs.replace(option, cost=msgspec.structs.replace(option.cost, step_work=work, forward_work=work))
+
+
+def paced(one: Device, flops_per_s: float) -> Device:
+    return msgspec.structs.replace(
+        one, profile=msgspec.structs.replace(one.profile, granted_flops_per_s=quantity(flops_per_s))
+    )
+
+
+def test_without_measured_rates_the_reference_step_takes_what_the_one_figure_says() -> None:
+    from reft_edge.profiling.reference import reference_step
+
+    reference = reference_step()
+    for one in (profile(5e9, 4000), msgspec.structs.replace(profile(5e9, 4000), training_flops_per_s=None)):
+        assert reference.seconds(one.speed) == pytest.approx(reference.flops / one.planning_flops_per_s)
+
+
+def test_a_small_variant_does_not_get_as_much_faster_as_it_has_fewer_operations() -> None:
+    whole, small = (predict(device(), with_work(price(ratio)), WORKLOAD).training_s for ratio in (0.0, 0.75))
+    assert whole / small < 0.5 * price(0.0).cost.step_flops_per_sample / price(0.75).cost.step_flops_per_sample
+
+
+@given(granted=st.floats(1e6, 1e12), factor=st.floats(0.4, 2.5))
+def test_pacing_bounds_a_step_from_below_and_is_not_taken_for_slowness(granted: float, factor: float) -> None:
+    free, option = device(), with_work(price(0.5))
+    one = paced(free, granted)
+    expected = predict(one, option, WORKLOAD)
+    pauses = WORKLOAD.local_epochs * free.training_samples * option.cost.step_flops_per_sample / granted
+    assert expected.paced_training_s == pytest.approx(pauses)
+    assert expected.training_s >= max(pauses, predict(free, option, WORKLOAD).training_s) * (1 - 1e-9)
+    real = predict(msgspec.structs.replace(one, correction=Correction(time_factor=factor)), option, WORKLOAD)
+    correction = correct([(expected, measured(training_s=real.training_s))])
+    again = predict(msgspec.structs.replace(one, correction=correction), option, WORKLOAD)
+    assert again.training_s == pytest.approx(real.training_s, rel=0.06)
+
+
 def measured(**values: float) -> Measured:
     usual = {"download_s": 0.0, "start_s": 0.0, "training_s": 0.0, "steps": 1, "peak_memory_bytes": 0}
     return Measured(**{**usual, **values})  # type: ignore[arg-type]
 
 
-@given(factor=st.floats(0.1, 20), outlier=st.floats(0.01, 100))
-def test_corrections_follow_what_was_measured_but_not_one_bad_round(factor: float, outlier: float) -> None:
+@given(factor=st.floats(0.1, 20), outlier=st.floats(0.01, 100), at=st.integers(0, 2))
+def test_corrections_follow_what_was_measured_but_not_one_bad_round(factor: float, outlier: float, at: int) -> None:
     expected = predict(device(), price(0.5), WORKLOAD)
     usual = measured(training_s=factor * expected.training_s, start_s=factor * expected.start_s)
     bad = measured(training_s=outlier * expected.training_s, start_s=outlier * expected.start_s)
-    correction = correct([(expected, one) for one in (usual, usual, bad, usual)])
+    rounds = [usual, usual]
+    rounds.insert(at, bad)
+    correction = correct([(expected, one) for one in rounds])
     assert correction.time_factor == pytest.approx(factor)
     assert correction.start_factor == pytest.approx(factor)
     assert correction.transfer_factor == correction.memory_factor == 1.0
     corrected = predict(device(time_factor=correction.time_factor), price(0.5), WORKLOAD)
     # The second prediction is corrected already; its uncorrected part gives the same factor again.
-    assert correct([(corrected, usual)]).time_factor == pytest.approx(factor)
+    assert correct([(corrected, usual)] * 2).time_factor == pytest.approx(factor)
+
+
+@given(outlier=st.floats(0.01, 100))
+def test_a_single_round_is_believed_within_bounds_and_a_good_one_overrules_it(outlier: float) -> None:
+    expected = predict(device(), price(0.5), WORKLOAD)
+    bad, good = (measured(training_s=share * expected.training_s) for share in (outlier, 1.0))
+    low, high = FIRST_LIMITS
+    assert correct([(expected, bad)]).time_factor == pytest.approx(min(max(outlier, low), high))
+    assert correct([(expected, bad), (expected, good)]).time_factor == pytest.approx(1.0)
 
 
 def test_memory_is_corrected_by_the_largest_peak_with_a_margin() -> None:
