@@ -26,9 +26,11 @@ def main(command: list[str]) -> int:
     child = subprocess.Popen(command, preexec_fn=end_with_parent())
     signal.signal(signal.SIGTERM, lambda number, _frame: os.kill(child.pid, number))
     status = _wait_for(child.pid)
-    for pid in descendants(os.getpid()):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    while rest := descendants(os.getpid()):
+        for pid in rest:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        os.wait()
     return 128 - status if status < 0 else status
 
 

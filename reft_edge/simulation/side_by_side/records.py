@@ -24,9 +24,42 @@ class SideBySideSettings(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float = 5.0
     """Of a round, where it is planned: the emulated boards then get different shares of the net."""
     idle_s: float = 60.0
-    """For so long devices are watched while nothing is asked of them, once before the run and once after it."""
+    """For so long devices are watched after the run, while nothing is asked of them."""
     sample_s: float = 0.25
     """How often memory is looked at."""
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """One run to make."""
+
+    side: Side
+    form: Form
+    seed: int = 0
+    devices: int
+    """That are there. One alone has the whole machine's memory to itself, as a device has: libraries' pages are shared
+    with nobody on another device."""
+
+    @property
+    def words(self) -> str:
+        """For people, and for the name of a folder."""
+        return f"{self.side} {self.form}, {self.devices} devices, seed {self.seed}".replace("1 devices", "1 device")
+
+
+FORMS: tuple[tuple[Side, Form], ...] = (
+    ("flower", "insecure"),
+    ("reft-edge", "unpruned"),
+    ("reft-edge", "planned"),
+    ("reft-edge", "unpruned, insecure"),
+)
+
+
+def trials(task: TaskSettings, *, seeds: int, only: Side | None = None) -> list[Trial]:
+    """Every form with each seed, and one device alone once for each side: what matters most first."""
+    wanted = [
+        Trial(side=side, form=form, seed=seed, devices=task.devices) for seed in range(seeds) for side, form in FORMS
+    ]
+    alone = [Trial(side=side, form=form, devices=1) for side, form in FORMS[:2]]
+    return [trial for trial in wanted + alone if only in (None, trial.side)]
 
 
 class RoundUse(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,14 +88,12 @@ class IdleUse(msgspec.Struct, frozen=True, kw_only=True):
 class SideRun(msgspec.Struct, frozen=True, kw_only=True):
     """One run of one side."""
 
-    side: Side
-    form: Form
-    seed: int
+    trial: Trial
     security: str
     """What is on, for people."""
     versions: dict[str, str]
-    settings: dict[str, str]
-    """What else one would want to know to repeat it: codecs, ratios."""
+    details: dict[str, str]
+    """What else one would want to know: how tensors travel, who trains how much."""
     start_cpu_s: list[float]
     """From the start of the device's processes until they had announced themselves and had nothing to do."""
     before: IdleUse
@@ -83,7 +114,3 @@ class SideRun(msgspec.Struct, frozen=True, kw_only=True):
     """In all rounds."""
     accuracy: float
     """Of the final global model, on the held-out part."""
-
-    @property
-    def key(self) -> tuple[str, str, int]:
-        return self.side, self.form, self.seed

@@ -19,6 +19,7 @@ import tomli_w
 
 from reft_edge.config import convert_settings
 from reft_edge.coordinator.events import Planned, RoundClosed, RoundStarted
+from reft_edge.coordinator.settings import load_federation
 from reft_edge.errors import BrokerError
 from reft_edge.profiling.profile import DeviceProfile
 from reft_edge.provisioning.issuing import begin
@@ -29,10 +30,10 @@ from reft_edge.simulation.digits import INPUT_SHAPE, N_CLASSES, write_part
 from reft_edge.simulation.fleet import follow
 from reft_edge.simulation.run_directory import FEDERATION_FILE, DemoOptions, find_board
 from reft_edge.simulation.side_by_side import sides
-from reft_edge.simulation.side_by_side.records import Form
 from reft_edge.simulation.side_by_side.star import HUB_ADDRESS, Star
 from reft_edge.simulation.side_by_side.task import NET, NET_FILE, TaskData, TaskSettings
 from reft_edge.simulation.trust import PROVISIONING, TrustedBroker
+from reft_edge.wire.codec_names import codec_text
 from reft_edge.wire.endpoint import PLAIN_PORT, TLS_PORT, BrokerSettings
 
 FEDERATION = "side-by-side"
@@ -74,8 +75,8 @@ class _Plan:
     deadline_s: float
 
 
-def _plan(form: Form, n_devices: int, deadline_s: float) -> _Plan:
-    if form != "planned":
+def _plan(n_devices: int, deadline_s: float | None) -> _Plan:
+    if deadline_s is None:
         return _Plan(boards=(STRONG_BOARD,) * n_devices, emulated=False, deadline_s=UNPLANNED_DEADLINE_S)
     known = DemoOptions().boards
     boards = tuple(known[number % len(known)] for number in range(n_devices))
@@ -83,7 +84,8 @@ def _plan(form: Form, n_devices: int, deadline_s: float) -> _Plan:
 
 
 class ReftSide:
-    """`form` says what of the product is on; `deadline_s` counts where the form is planned."""
+    """With a `deadline_s` devices are emulated boards, and the planner decides what each trains; without, all train the
+    unpruned net."""
 
     def __init__(
         self,
@@ -94,8 +96,8 @@ class ReftSide:
         task: TaskSettings,
         data: TaskData,
         seed: int,
-        form: Form,
-        deadline_s: float,
+        secure: bool,
+        deadline_s: float | None,
     ) -> None:
         self._directory = directory
         self._star = star
@@ -103,8 +105,8 @@ class ReftSide:
         self._task = task
         self._data = data
         self._seed = seed
-        self._secure = form != "unpruned, insecure"
-        self._plan = _plan(form, len(data.devices), deadline_s)
+        self._secure = secure
+        self._plan = _plan(len(data.devices), deadline_s)
         self._accuracies: list[float] = []
         self._planned: list[Planned] = []
         self._broker = BrokerSettings(host=HUB_ADDRESS, port=TLS_PORT if self._secure else PLAIN_PORT, mqtt_version="5")
@@ -119,12 +121,19 @@ class ReftSide:
 
     @property
     def details(self) -> Mapping[str, str]:
-        """Which part of the net each device trained, in each round."""
+        training = load_federation(self._directory / FEDERATION_FILE).training
         shares = (
-            " ".join(f"{device.share:.3g}" for device in sorted(planned.devices, key=lambda each: each.device))
+            " ".join(f"{device.share:.2g}" for device in sorted(planned.devices, key=lambda each: each.device))
             for planned in self._planned
         )
-        return {"shares of the parameters": "; ".join(shares)}
+        return {
+            "weights": codec_text(training.weights_encoding),
+            "weights from the second round on": (
+                "the same" if training.delta_encoding is None else f"change as {codec_text(training.delta_encoding)}"
+            ),
+            "updates": codec_text(training.update_encoding),
+            "shares of the parameters, by round": "; ".join(shares),
+        }
 
     def accuracies(self) -> Sequence[float]:
         return self._accuracies

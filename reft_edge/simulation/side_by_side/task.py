@@ -42,8 +42,11 @@ class TaskData:
     devices: tuple[Dataset, ...]
 
 
-def load_task_data(n_devices: int, *, seed: int) -> TaskData:
-    """The digits, a fifth held out, the rest in parts of equal size and like classes."""
+def load_task_data(n_devices: int, *, seed: int, present: int | None = None) -> TaskData:
+    """The digits, a fifth held out, the rest in parts of equal size and like classes.
+
+    `present`: only the parts of the first so many devices are kept.
+    """
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
@@ -56,7 +59,7 @@ def load_task_data(n_devices: int, *, seed: int) -> TaskData:
     parts = iid(len(private_ids), n_devices, seed=seed)
     return TaskData(
         test=whole.take(np.sort(test_ids)),
-        devices=tuple(whole.take(np.sort(private_ids[part])) for part in parts),
+        devices=tuple(whole.take(np.sort(private_ids[part])) for part in parts[:present]),
     )
 
 
