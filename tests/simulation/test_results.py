@@ -22,6 +22,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     accuracy: float
+    by_round: tuple[float, ...] = ()
 
 
 def opened(path, settings=None):
@@ -32,9 +33,9 @@ def test_runs_are_there_when_the_file_is_opened_again(tmp_path):
     path = tmp_path / "deep" / "toy.json"
     first = opened(path)
     first.add(Run(seed=0, accuracy=0.5))
-    first.add(Run(seed=1, accuracy=0.1))
+    first.add(Run(seed=1, accuracy=0.1, by_round=(0.05, 0.1)))
     again = opened(path)
-    assert again.runs == [Run(seed=0, accuracy=0.5), Run(seed=1, accuracy=0.1)]
+    assert again.runs == [Run(seed=0, accuracy=0.5), Run(seed=1, accuracy=0.1, by_round=(0.05, 0.1))]
     again.add(Run(seed=2, accuracy=0.25))
     read = ResultsFile.read(path, Settings, Run)
     assert read.runs == again.runs

@@ -89,7 +89,7 @@ class ResultsFile(Generic[SettingsT, RunT]):
         Raises `ValueError` for a run that JSON cannot hold (NaN), before anything is written; `ResourceError` when the
         disk refuses.
         """
-        if msgspec.json.decode(msgspec.json.encode(run)) != msgspec.to_builtins(run):
+        if not _survives(run):
             raise ValueError(f"JSON cannot hold this run; is a number of it no number? {run!r}")
         self._here = self._here or provenance()
         if not any(one.same_place(self._here) for one in self.provenance):
@@ -116,6 +116,13 @@ class ResultsFile(Generic[SettingsT, RunT]):
 def read_provenance(path: Path) -> tuple[Provenance, ...]:
     """Where the runs of a file were made, whatever their benchmark. Raises `ConfigError`."""
     return _load(path).provenance
+
+
+def _survives(run: msgspec.Struct) -> bool:
+    try:
+        return msgspec.json.decode(msgspec.json.encode(run), type=type(run)) == run
+    except msgspec.ValidationError:
+        return False
 
 
 def _load(path: Path) -> _Document:
