@@ -69,7 +69,7 @@ def publish_weights(
     for name in sorted({assignment.variant for assignment in assignments}):
         devices = [assignment for assignment in assignments if assignment.variant == name]
         tensors = variants[name].channels.gather(global_tensors)
-        weights, delta = _encode(name, variants[name], tensors, codec=codec, blobs=blobs, chain=chain)
+        weights, delta = encode_weights(name, variants[name], tensors, codec=codec, blobs=blobs, chain=chain)
         if chain is not None and delta is not None:
             weights, delta = _share(weights, delta, [chain.held.get(assignment.device) for assignment in devices])
         published += [
@@ -86,7 +86,7 @@ def publish_weights(
     return sorted(published, key=lambda assignment: order[assignment.task])
 
 
-def _encode(
+def encode_weights(
     name: str, variant: CompiledVariant, tensors: Tensors, *, codec: Codec, blobs: BlobStore, chain: Chain | None
 ) -> tuple[WeightsRef, WeightsDelta | None]:
     """A variant's weights, and the delta to them where there is one that saves bytes."""
