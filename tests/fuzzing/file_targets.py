@@ -35,8 +35,19 @@ from reft_edge.errors import BundleError, ConfigError, ReftError, RemoteProtocol
 from reft_edge.profiling.profile import DeviceProfile
 from reft_edge.provisioning.settings import read_settings as read_provisioning
 from reft_edge.wire.certificates import certificate_faults, device_key
-from reft_edge.wire.codec_names import Codec, Float16, Float32, Int8, codec_text
-from reft_edge.wire.codecs import decode_tensors, encode_tensors
+from reft_edge.wire.codec_names import (
+    Codec,
+    Float16,
+    Float32,
+    Int4,
+    Int8,
+    LayerWise,
+    RandomK,
+    Selective,
+    TopK,
+    codec_text,
+)
+from reft_edge.wire.codecs import decode_tensors, encode_tensors, weight_norms
 from reft_edge.wire.enrolment import Enrolment, decode_enrolment, encode_enrolment
 from tests.certificates import Authority
 from tests.fuzzing.harness import Target
@@ -67,7 +78,16 @@ SPECS = (
 TENSORS = {
     spec.name: np.linspace(-1, 1, spec.n_elements).reshape(spec.shape).astype(np.dtype(spec.dtype)) for spec in SPECS
 }
-CODECS: tuple[Codec, ...] = (Float32(), Float16(), Int8())
+CODECS: tuple[Codec, ...] = (
+    Float32(),
+    Float16(),
+    Int8(),
+    Int4(),
+    TopK(fraction=0.2),
+    RandomK(fraction=0.2, unbiased=True),
+    LayerWise(),
+    Selective(),
+)
 
 
 # Tensors.
@@ -130,12 +150,15 @@ def _check_channel_map(data: bytes) -> None:
 
 
 def tensor_targets() -> list[Target]:
-    contents = [decompress(encode_tensors(TENSORS, codec), max_bytes=1 << 20) for codec in CODECS]
+    frames = [
+        encode_tensors(TENSORS, codec, rng=np.random.default_rng(0), norms=weight_norms(TENSORS)) for codec in CODECS
+    ]
+    contents = [decompress(frame, max_bytes=1 << 20) for frame in frames]
     picked = {"conv": np.arange(48).reshape(4, 3, 2, 2)[:2, 1:], "bias": np.array([2, 0]), "count": np.array(0)}
     channels = ChannelMap(picked, {"conv": (4, 3, 2, 2), "bias": (4,), "count": ()})
     lines = [_as_line(content) for content in contents]
     checks: list[tuple[str, Callable[[bytes], None], list[bytes]]] = [
-        ("frame", _check_frame, [encode_tensors(TENSORS, codec) for codec in CODECS]),
+        ("frame", _check_frame, frames),
         ("container", _check_container, contents),
         ("header", _check_header, lines),
         ("update", _check_update, lines),

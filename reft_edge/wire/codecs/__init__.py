@@ -5,6 +5,6 @@ Uses numpy: for the worker and the coordinator, not for the agent's daemon, whic
 """
 
 from reft_edge.wire.codecs.sizes import encoded_bytes
-from reft_edge.wire.codecs.tensors import decode_tensors, encode_tensors
+from reft_edge.wire.codecs.tensors import decode_tensors, encode_tensors, weight_norms
 
-__all__ = ["encode_tensors", "decode_tensors", "encoded_bytes"]
+__all__ = ["encode_tensors", "decode_tensors", "encoded_bytes", "weight_norms"]

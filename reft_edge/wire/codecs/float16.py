@@ -22,6 +22,8 @@ _LIMIT = float(np.finfo(np.float16).max)
 class Float16Codec:
     """`TensorCodec`."""
 
+    cuts_vectors = False
+
     def is_lossy(self, dtype: np.dtype[np.generic]) -> bool:
         return dtype.itemsize > 2
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class Float32Codec:
     """`TensorCodec` that changes nothing."""
 
+    cuts_vectors = False
+
     def is_lossy(self, dtype: np.dtype[np.generic]) -> bool:  # noqa: ARG002
         return False
 

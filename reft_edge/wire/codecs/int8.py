@@ -26,6 +26,7 @@ class Int8Codec:
     """`TensorCodec`."""
 
     stochastic: bool = False
+    cuts_vectors: bool = False
 
     def is_lossy(self, dtype: np.dtype[np.generic]) -> bool:  # noqa: ARG002
         return True

@@ -1,8 +1,8 @@
 """The interface of a codec: one tensor to the container entries that stand for it, and back.
 
 A codec sees float32 tensors of at least two axes; the frame around it (`tensors`) keeps everything else as it is and
-checks what comes from the network against `parts` before `decode` sees it. A codec is a frozen value without state, so
-one object serves any number of models.
+checks what comes from the network against `parts` before `decode` sees it. A codec is a value without state, so one
+object serves any number of models.
 """
 
 from __future__ import annotations
@@ -17,12 +17,18 @@ if TYPE_CHECKING:
     from reft_edge.types import Array, FloatArray, Tensors
 
 VALUES = ""
-"""The entry under the tensor's own name. Others carry a suffix: `SCALE`, ..."""
+"""The entry under the tensor's own name. Others carry a suffix."""
 
 SCALE = "::scale"
-"""float32 scales, one for each slice of axis 0."""
+"""float32 scales: one for each slice of axis 0, or one for the tensor."""
 
-SUFFIXES = (SCALE,)
+INDEX = "::index"
+"""Which entries or channels the values belong to."""
+
+SEED = "::seed"
+"""From which the receiver draws the same indices."""
+
+SUFFIXES = (SCALE, INDEX, SEED)
 """No tensor's name may end with one of these."""
 
 
@@ -47,6 +53,10 @@ class Part(NamedTuple):
 class TensorCodec(Protocol):
     """How one tensor is encoded."""
 
+    @property
+    def cuts_vectors(self) -> bool:
+        """Whether tensors of fewer than two axes travel as `vectors` has it, rather than as they are."""
+
     def is_lossy(self, dtype: np.dtype[np.generic]) -> bool:
         """Whether values of such a float dtype change; if not, the tensor travels as it is."""
 
@@ -70,14 +80,38 @@ class ModelCodec(Protocol):
     def draws(self) -> bool:
         """Whether encoding needs random numbers."""
 
-    def choose(self, tensors: Iterable[tuple[str, FloatArray]]) -> Callable[[str], TensorCodec]:
-        """The codec of each tensor. `tensors` can be looked through once, for those whose choice depends on values."""
+    @property
+    def compares(self) -> bool:
+        """Whether encoding needs the norms of the weights that the update changes."""
 
     @property
     def decoder(self) -> TensorCodec:
         """What decodes any tensor of the model."""
 
+    def choose(
+        self, tensors: Iterable[tuple[str, FloatArray]], norms: Mapping[str, FloatArray]
+    ) -> Callable[[str], TensorCodec]:
+        """The codec of each tensor, for encoding.
+
+        `tensors` can be looked through once, by those whose choice depends on values. `norms` is as `row_norms` gives
+        it, of the weights; empty unless `compares`.
+        """
+
 
 def rows_of(array: FloatArray) -> FloatArray:
     """Output channels as rows: (n_channels, n_entries of one). A view where the array's memory allows it."""
     return array.reshape(array.shape[0], prod(array.shape[1:]))
+
+
+def squared_norm(array: FloatArray) -> float:
+    """Summed in double precision, without a copy."""
+    flat = array.reshape(-1)
+    return float(np.einsum("i,i->", flat, flat, dtype=np.float64))
+
+
+def row_norms(array: FloatArray) -> FloatArray:
+    """Euclidean norm of each output channel: float32 (n_channels,)."""
+    rows = rows_of(array)
+    norms = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+    result: FloatArray = np.minimum(norms, float(np.finfo(np.float32).max)).astype(np.float32)
+    return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,11 @@ class Uniform:
 
     decoder: TensorCodec
     draws: bool = False
+    compares: bool = False
 
-    def choose(self, tensors: Iterable[tuple[str, FloatArray]]) -> Callable[[str], TensorCodec]:  # noqa: ARG002
+    def choose(
+        self,
+        tensors: Iterable[tuple[str, FloatArray]],  # noqa: ARG002
+        norms: Mapping[str, FloatArray],  # noqa: ARG002
+    ) -> Callable[[str], TensorCodec]:
         return lambda _: self.decoder

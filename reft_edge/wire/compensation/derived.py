@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -28,8 +28,9 @@ class Derived(Mapping[str, "Array"]):
         return len(self._tensors)
 
 
-def added(tensor: Array, correction: Array | None) -> Array:
-    """`tensor` plus `correction`, in the dtype of `tensor`; one that is missing or of another shape is left out."""
+def added(tensor: Array, correction: Array | None, *, sign: Literal[1, -1] = 1) -> Array:
+    """`tensor` plus or minus `correction`, in its own dtype; one that is missing or of another shape is left out."""
     if correction is None or correction.shape != tensor.shape or tensor.dtype.kind != "f":
         return tensor
-    return (tensor + correction).astype(tensor.dtype, copy=False)
+    changed: Array = tensor + correction if sign > 0 else tensor - correction
+    return changed.astype(tensor.dtype, copy=False)

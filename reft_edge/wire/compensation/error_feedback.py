@@ -12,6 +12,7 @@ they are no contraction, and their residual grows.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,7 +37,13 @@ class ErrorFeedback:
         """The residual: float32 tensors, of those names whose encoding loses something."""
         return dict(self._residual)
 
-    def encode(self, update: Tensors, *, rng: np.random.Generator | None = None) -> bytes:
+    def encode(
+        self,
+        update: Tensors,
+        *,
+        rng: np.random.Generator | None = None,
+        norms: Mapping[str, FloatArray] | None = None,
+    ) -> bytes:
         """`update` plus the residual as a container blob; the residual becomes what that blob leaves out.
 
         A residual whose tensor is gone or has another shape is dropped. Raises `BundleError`, and keeps the residual,
@@ -48,6 +55,6 @@ class ErrorFeedback:
             left_out[name] = sent - received
 
         corrected = Derived(update, lambda name, tensor: added(tensor, self._residual.get(name)))
-        data = encode_tensors(corrected, self._codec, rng=rng, on_encoded=keep)
+        data = encode_tensors(corrected, self._codec, rng=rng, norms=norms, on_encoded=keep)
         self._residual = left_out
         return data
