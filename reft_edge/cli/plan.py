@@ -1,5 +1,6 @@
 """Show what each device would train, how long a round would take there, and what it would need.
 
+The times are of a first round, with graphs and whole weights on the way down; "later" is what travels from then on.
 Prunes and compiles the variants that come into question, and predicts time and memory from the device profiles. Nothing
 is sent anywhere and no device is needed: profiles come from `reft-edge profile-device --output`, or from the folder
 device_profiles/ of the repository. A device that cannot train any variant is told so, with the reason.
@@ -82,20 +83,15 @@ def run(args: argparse.Namespace) -> int:
     profiles = [DeviceProfile.read(path) for path in args.profile]
 
     from reft_edge.compile.importance import find_importance
+    from reft_edge.coordinator.assigning import workload_of
     from reft_edge.coordinator.catalogue import Workshop, initial_model
     from reft_edge.coordinator.planning import plan
     from reft_edge.coordinator.policies import Ladder, find_policy
-    from reft_edge.coordinator.prediction import Option, Workload
+    from reft_edge.coordinator.prediction import Option
 
     find_policy(settings.planning.policy)
     find_importance(settings.planning.importance)
-    workload = Workload(
-        local_epochs=settings.training.local_epochs,
-        batch_size=settings.training.batch_size,
-        deadline_s=settings.deadline_s,
-        weights_codec=settings.training.weights_encoding,
-        update_codec=settings.training.update_encoding,
-    )
+    workload = workload_of(settings)
     model = initial_model(settings.model, base_dir=base_dir, seed=settings.seed)
     workshop = Workshop(
         model,
@@ -202,6 +198,7 @@ def _document(
                 "parameters": option.cost.parameters,
                 "weight_bytes": option.weight_bytes,
                 "forward_macs": option.cost.forward_macs,
+                "later_down_bytes": option.delta_bytes,
                 "round_s": assignment.prediction.round_s,
                 **msgspec.to_builtins(assignment.prediction),
             }
@@ -235,7 +232,7 @@ def _print_plan(
     )
     table = Table(box=None, pad_edge=False)
     table.add_column("device", no_wrap=True)
-    for heading in ("GFLOP/s", "pruned", "parameters", "MB", "MMACs", "step", "round", "memory", "down", "up"):
+    for heading in ("GFLOP/s", "pruned", "parameters", "MB", "MMACs", "step", "round", "memory", "down", "later", "up"):
         table.add_column(heading, justify="right", no_wrap=True)
     for device, assignment in zip(devices, assignments, strict=True):
         option, expected = assignment.option, assignment.prediction
@@ -251,6 +248,7 @@ def _print_plan(
                 _duration(expected.round_s),
                 f"{expected.peak_memory_bytes / 2**20:,.0f} MiB",
                 f"{expected.down_bytes / 1e6:.2f} MB",
+                f"{option.delta_bytes / 1e6:.2f} MB",
                 f"{expected.up_bytes / 1e6:.2f} MB",
             )
     if table.row_count:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from reft_edge.bundle.manifest import CrossEntropy
 from reft_edge.coordinator.events import Excluded, PlannedDevice
 from reft_edge.coordinator.fleet import Device, unfit_reason
+from reft_edge.coordinator.holdings import Held, what_is_held
 from reft_edge.coordinator.planning import Assignment, plan
 from reft_edge.coordinator.policies import Ladder
 from reft_edge.coordinator.prediction import Correction, Option, Workload, correct
@@ -55,6 +56,7 @@ class Planner:
         excluded: list[Excluded] = []
         candidates: list[PlanDevice] = []
         corrections = self._corrections()
+        held, bases = self._held()
         quarantined = {record.device: record.reason for record in self._parts.store.quarantined()}
         for device in devices:
             if device.device in quarantined:
@@ -71,6 +73,8 @@ class Planner:
                     training_samples=device.announcement.training_samples,
                     holdout_samples=device.announcement.holdout_samples,
                     correction=corrections.get(device.device, Correction()),
+                    graphs_of=held[device.device].ratio if device.device in held else None,
+                    has_base=device.device in held and held[device.device].weights in bases,
                 )
             )
         planned = plan(
@@ -101,6 +105,14 @@ class Planner:
             n_outputs=model.outputs,
             classification=isinstance(model.loss_function, CrossEntropy),
         )
+
+    def _held(self) -> tuple[dict[str, Held], set[str]]:
+        """What devices have of earlier rounds, and the weights (SHA-256) that deltas may start from."""
+        parts = self._parts
+        if self._settings.training.delta_encoding is None:
+            return what_is_held(parts.store.history(parts.run)), set()
+        bases = {weights.blob.sha256 for weights in parts.store.bases(parts.run).values()}
+        return what_is_held(parts.store.history(parts.run)), bases
 
     def _corrections(self) -> dict[str, Correction]:
         """What the rounds of this run so far say about each device."""
@@ -166,6 +178,7 @@ def workload_of(settings: FederationSettings) -> Workload:
         deadline_s=settings.deadline_s,
         weights_codec=training.weights_encoding,
         update_codec=training.update_encoding,
+        delta_codec=training.delta_encoding,
     )
 
 

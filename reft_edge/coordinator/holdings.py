@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Held(NamedTuple):
     """What one device has."""
 
-    variant: str
-    """Whose graphs."""
+    ratio: float
+    """Of the variant whose graphs they are."""
     weights: str
     """SHA-256 of the whole weights blob of the task that it answered last."""
 
@@ -31,7 +31,7 @@ def what_is_held(history: Iterable[AssignmentRecord]) -> dict[str, Held]:
     held: dict[str, Held] = {}
     for assignment in history:
         if assignment.update is not None and assignment.weights is not None:
-            held[assignment.device] = Held(assignment.variant, assignment.weights.blob.sha256)
+            held[assignment.device] = Held(assignment.ratio, assignment.weights.blob.sha256)
     return held
 
 
@@ -42,7 +42,7 @@ def graph_blobs(variant: CompiledVariant) -> list[BlobRef]:
 
 def download(assignment: AssignmentRecord, variant: CompiledVariant, held: Held | None) -> list[BlobRef]:
     """The blobs that a device has to fetch for its task. The assignment has been published."""
-    refs = [] if held is not None and held.variant == assignment.variant else graph_blobs(variant)
+    refs = [] if held is not None and held.ratio == assignment.ratio else graph_blobs(variant)
     weights, delta = assignment.weights, assignment.delta
     if weights is None or (held is not None and held.weights == weights.blob.sha256):
         return refs

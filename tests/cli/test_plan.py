@@ -66,6 +66,7 @@ def test_each_device_gets_what_it_can_do_in_time(capsys: pytest.CaptureFixture[s
         assert row["round_s"] <= 20
         assert row["peak_memory_bytes"] <= row["memory_bytes"]
         assert row["down_bytes"] > row["up_bytes"] > 0
+        assert 0 < row["later_down_bytes"] < row["down_bytes"]
     assert not small["fits"]
     assert "has 70 MiB" in str(small["reason"])
 

@@ -66,11 +66,11 @@ def moved(tensors, *, seed):
     }
 
 
-def asked(names, variant="0", number=1):
+def asked(names, ratio=0.0, number=1):
     key = RoundKey(run="run", number=number)
     return [
         AssignmentRecord(
-            task=key.task(name), device=name, variant=variant, ratio=0.0, prediction=Prediction(), plan=PLAN
+            task=key.task(name), device=name, variant=f"{ratio:g}", ratio=ratio, prediction=Prediction(), plan=PLAN
         )
         for name in names
     ]
@@ -139,7 +139,7 @@ def test_each_blob_lies_at_the_broker_if_several_devices_should_need_it(publish,
     wanted = moved(tensors, seed=2)
 
     def second(devices, held):
-        chain = chain_of(first, {name: Held("0", first[0].weights.blob.sha256) for name in held})
+        chain = chain_of(first, {name: Held(0.0, first[0].weights.blob.sha256) for name in held})
         return at_broker(publish(asked(devices, number=2), wanted, chain))
 
     assert second("abcd", "abcd") == [False, True]
@@ -158,27 +158,27 @@ def test_what_a_device_fetches_follows_from_what_it_holds(publish, tensors, vari
     whole, delta, graphs = second.weights.blob, second.delta.blob, blobs_of(asked("a")[0], variant)
     base = first[0].weights.blob.sha256
     assert download(second, variant, None) == [*graphs, whole]
-    assert download(second, variant, Held("0", base)) == [delta]
-    assert download(second, variant, Held("0", "of an earlier round")) == [whole]
-    assert download(second, variant, Held("0.5", "of another variant")) == [*graphs, whole]
-    assert download(second, variant, Held("0", whole.sha256)) == []
+    assert download(second, variant, Held(0.0, base)) == [delta]
+    assert download(second, variant, Held(0.0, "of an earlier round")) == [whole]
+    assert download(second, variant, Held(0.5, "of another variant")) == [*graphs, whole]
+    assert download(second, variant, Held(0.0, whole.sha256)) == []
 
 
 def test_who_answered_holds_the_weights_of_its_last_task(publish, tensors):
     one = publish(asked("abc"), tensors)
-    two = publish(asked("ab", "0.5", number=2), tensors)
+    two = publish(asked("ab", 0.5, number=2), tensors)
     history = [*answered(one), *answered(two[:1]), two[1], *asked("abc", number=3)]
     assert what_is_held(history) == {
-        "a": Held("0.5", two[0].weights.blob.sha256),
-        "b": Held("0", one[1].weights.blob.sha256),
-        "c": Held("0", one[2].weights.blob.sha256),
+        "a": Held(0.5, two[0].weights.blob.sha256),
+        "b": Held(0.0, one[1].weights.blob.sha256),
+        "c": Held(0.0, one[2].weights.blob.sha256),
     }
 
 
 def test_a_variant_that_is_new_or_whose_base_is_lost_travels_whole(publish, tensors, blobs):
     first = publish(asked("ab"), tensors)
     wanted = moved(tensors, seed=2)
-    assert publish(asked("ab", "0.5", number=2), wanted, chain_of(first))[0].delta is None
+    assert publish(asked("ab", 0.5, number=2), wanted, chain_of(first))[0].delta is None
     assert publish(asked("ab", number=2), wanted, chain_of(first), codec=Float32())[0].delta is None
     blobs.remove(first[0].weights.blob.sha256)
     (lost, _), (plain, _) = (publish(asked("ab", number=2), wanted, chain) for chain in (chain_of(first), None))
