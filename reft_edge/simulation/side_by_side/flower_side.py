@@ -2,7 +2,8 @@
 
 Everything is started as Flower's documentation says, each with what it starts itself. Two of its defaults are changed,
 both in its favour: FedAvg does not evaluate on the devices, and nothing is reported or looked up outside (there is no
-outside here). It runs without encryption, which is the cheapest way.
+outside here). It runs without encryption, which is the cheapest way, or with TLS, by which devices know the server but
+the server does not know the devices.
 """
 
 from __future__ import annotations
@@ -10,17 +11,20 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tomli_w
 
 from reft_edge.errors import FederationError
+from reft_edge.provisioning.directory import BROKER, Paths
 from reft_edge.simulation.children import Child, Children
 from reft_edge.simulation.digits import write_part
 from reft_edge.simulation.side_by_side import sides
 from reft_edge.simulation.side_by_side.flower_environment import packages
 from reft_edge.simulation.side_by_side.star import HUB_ADDRESS, Star
 from reft_edge.simulation.side_by_side.task import TaskData, TaskSettings, accuracy_of
+from reft_edge.simulation.trust import PROVISIONING
 
 PORT = 8000
 """Of the SuperLink, by default; the namespace is our own."""
@@ -46,6 +50,7 @@ class FlowerSide:
         data: TaskData,
         seed: int,
         environment: Path,
+        tls: bool = False,
     ) -> None:
         self._directory = directory
         self._star = star
@@ -55,10 +60,12 @@ class FlowerSide:
         self._seed = seed
         self._environment = environment
         self._output = directory / "output"
+        self._tls = tls
+        self._authority = directory / PROVISIONING
 
     @property
     def security(self) -> str:
-        return "none (--insecure)"
+        return "TLS with the server's certificate" if self._tls else "none (--insecure)"
 
     @property
     def versions(self) -> Mapping[str, str]:
@@ -70,7 +77,7 @@ class FlowerSide:
 
     def start_devices(self) -> Sequence[int]:
         self._write_app()
-        self._start("superlink", ["flower-superlink", "--insecure", "--host", HUB_ADDRESS, NO_INSTALLATION])
+        self._start("superlink", ["flower-superlink", *self._server_words(), "--host", HUB_ADDRESS, NO_INSTALLATION])
         sides.wait_until(
             lambda: self._star.listens(PORT), "the SuperLink", self._children, timeout_s=sides.START_TIMEOUT_S
         )
@@ -121,16 +128,31 @@ class FlowerSide:
         self._output.mkdir()
         for number, part in enumerate(self._data.devices):
             write_part(self._directory / f"device-{number}" / "data.npz", part)
-        connection = {"superlink": {"default": "here", "here": {"address": f"{HUB_ADDRESS}:{PORT}", "insecure": True}}}
+        here: dict[str, Any] = {"address": f"{HUB_ADDRESS}:{PORT}"}
+        here |= {"root-certificates": str(self._trusted())} if self._tls else {"insecure": True}
+        connection = {"superlink": {"default": "here", "here": here}}
         home = self._home("run")
         home.mkdir(parents=True)
         (home / "config.toml").write_text(tomli_w.dumps(connection), encoding="utf-8")
+
+    def _server_words(self) -> list[str]:
+        if not self._tls:
+            return ["--insecure"]
+        paths = sides.found_authority(self._authority, "flower", PORT)
+        files = {"ca-certfile": "ca.pem", "certfile": f"{BROKER}.pem", "keyfile": f"{BROKER}.key"}
+        return [word for name, file in files.items() for word in (f"--ssl-{name}", str(paths.broker / file))]
+
+    def _node_words(self) -> list[str]:
+        return ["--root-certificates", str(self._trusted())] if self._tls else ["--insecure"]
+
+    def _trusted(self) -> Path:
+        return Paths(self._authority).broker / "ca.pem"
 
     def _start_node(self, number: int) -> Child:
         folder = self._directory / f"device-{number}"
         command = [
             str(self._program("flower-supernode")),
-            "--insecure",
+            *self._node_words(),
             "--superlink",
             f"{HUB_ADDRESS}:{PORT}",
             "--node-config",

@@ -13,8 +13,9 @@ from reft_edge.simulation.side_by_side.task import TaskSettings
 
 Side: TypeAlias = Literal["flower", "reft-edge"]
 
-Form: TypeAlias = Literal["insecure", "unpruned", "unpruned, insecure", "planned"]
-"""`insecure`: no encryption and no signatures. The others: mutual TLS, signed tasks and updates."""
+Form: TypeAlias = Literal["insecure", "TLS", "unpruned", "unpruned, insecure", "planned"]
+"""Flower: `insecure`, without encryption and signatures, or `TLS`, by which devices know the server. Ours: mutual TLS,
+signed tasks and updates, unless it says `insecure`."""
 
 
 class SideBySideSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,8 +24,13 @@ class SideBySideSettings(msgspec.Struct, frozen=True, kw_only=True):
     task: TaskSettings = TaskSettings()
     deadline_s: float = 5.0
     """Of a round, where it is planned: the emulated boards then get different shares of the net."""
+    codecs: dict[str, str] = {}
+    """Of [training], by key, where they are not the product's defaults."""
     idle_s: float = 60.0
     """For so long devices are watched after the run, while nothing is asked of them."""
+    rest_s: float = 130.0
+    """For so long a device alone is watched before the run: its first round then finds nothing warm, because an agent
+    lets its worker go after 120 s without work."""
     sample_s: float = 0.25
     """How often memory is looked at."""
 
@@ -49,17 +55,25 @@ FORMS: tuple[tuple[Side, Form], ...] = (
     ("flower", "insecure"),
     ("reft-edge", "unpruned"),
     ("reft-edge", "planned"),
+    ("flower", "TLS"),
     ("reft-edge", "unpruned, insecure"),
 )
+"""In the order of their columns. Goals are about the first three, which run with every seed; the others run once."""
+
+N_MAIN_FORMS = 3
+N_ALONE_FORMS = 2
 
 
 def trials(task: TaskSettings, *, seeds: int, only: Side | None = None) -> list[Trial]:
-    """Every form with each seed, and one device alone once for each side: what matters most first."""
+    """What matters most first. A device alone, once for each side, is among those that run once."""
+    main = [(form, seed, task.devices) for seed in range(seeds) for form in FORMS[:N_MAIN_FORMS]]
+    alone = [(form, 0, 1) for form in FORMS[:N_ALONE_FORMS]]
+    others = [(form, 0, task.devices) for form in FORMS[N_MAIN_FORMS:]]
     wanted = [
-        Trial(side=side, form=form, seed=seed, devices=task.devices) for seed in range(seeds) for side, form in FORMS
+        Trial(side=side, form=form, seed=seed, devices=devices)
+        for (side, form), seed, devices in [*main, *alone, *others]
     ]
-    alone = [Trial(side=side, form=form, devices=1) for side, form in FORMS[:2]]
-    return [trial for trial in wanted + alone if only in (None, trial.side)]
+    return [trial for trial in wanted if only in (None, trial.side)]
 
 
 class RoundUse(msgspec.Struct, frozen=True, kw_only=True):

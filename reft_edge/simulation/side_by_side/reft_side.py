@@ -10,20 +10,16 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from reft_edge.config import convert_settings
 from reft_edge.coordinator.events import Planned, RoundClosed, RoundStarted
 from reft_edge.coordinator.settings import load_federation
 from reft_edge.errors import BrokerError
 from reft_edge.profiling.profile import DeviceProfile
-from reft_edge.provisioning.issuing import begin
-from reft_edge.provisioning.settings import ProvisioningSettings
 from reft_edge.simulation.brokers import find_mosquitto
 from reft_edge.simulation.children import Child, Children
 from reft_edge.simulation.digits import INPUT_SHAPE, N_CLASSES, write_part
@@ -98,6 +94,7 @@ class ReftSide:
         seed: int,
         secure: bool,
         deadline_s: float | None,
+        codecs: Mapping[str, str],
     ) -> None:
         self._directory = directory
         self._star = star
@@ -106,6 +103,7 @@ class ReftSide:
         self._data = data
         self._seed = seed
         self._secure = secure
+        self._codecs = codecs
         self._plan = _plan(len(data.devices), deadline_s)
         self._accuracies: list[float] = []
         self._planned: list[Planned] = []
@@ -195,9 +193,7 @@ class ReftSide:
         return configuration, folders
 
     def _found_authority(self) -> TrustedBroker:
-        table = {"federation": FEDERATION, "broker_hosts": [HUB_ADDRESS], "port": self._broker.port}
-        settings = convert_settings(table, ProvisioningSettings, origin="the hub's address")
-        provisioned = begin(self._directory / PROVISIONING, settings, now=datetime.now(UTC)).paths
+        provisioned = sides.found_authority(self._directory / PROVISIONING, FEDERATION, self._broker.port)
         return TrustedBroker(broker=self._broker, provisioned=provisioned, mutual_tls=True)
 
     def _federation_table(self, met: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,6 +217,7 @@ class ReftSide:
                 "local_epochs": task.local_epochs,
                 "batch_size": task.batch_size,
                 "learning_rate": task.learning_rate,
+                **self._codecs,
             },
             "planning": {} if plan.emulated else {"ratios": [0.0]},
             "distillation": {"epochs": 0},

@@ -19,6 +19,7 @@ PLANNED: Column = ("reft-edge", "planned")
 
 NAMES: Mapping[Column, str] = {
     FLOWER: "Flower, no TLS",
+    ("flower", "TLS"): "Flower, TLS",
     UNPRUNED: "unpruned",
     PLANNED: "as planned",
     ("reft-edge", "unpruned, insecure"): "unpruned, no TLS",
@@ -87,6 +88,9 @@ CPU = Measure(name="CPU s a round, all rounds", value=_by_round(_cpu_s), digits=
 BYTES = Measure(
     name="kB a round, both ways", value=_by_round(lambda number, run: _down(number, run) + _up(number, run)), scale=_KB
 )
+FIRST_CPU = Measure(name="CPU s, first round", value=lambda run: _cpu_s(0, run), digits=2)
+LATER_CPU = Measure(name="CPU s, a later round", value=_later(_cpu_s), digits=2)
+START_CPU = Measure(name="CPU s to start and announce", value=lambda run: statistics.fmean(run.start_cpu_s), digits=2)
 ACCURACY = Measure(name="accuracy, %", value=lambda run: run.accuracy, scale=100, digits=2)
 
 MEASURES: Sequence[Measure] = (
@@ -97,9 +101,9 @@ MEASURES: Sequence[Measure] = (
     ),
     PEAK_PSS,
     CPU,
-    Measure(name="CPU s, first round", value=lambda run: _cpu_s(0, run), digits=2),
-    Measure(name="CPU s, a later round", value=_later(_cpu_s), digits=2),
-    Measure(name="CPU s to start and announce", value=lambda run: statistics.fmean(run.start_cpu_s), digits=2),
+    FIRST_CPU,
+    LATER_CPU,
+    START_CPU,
     Measure(
         name="CPU s in an idle hour", value=lambda run: statistics.fmean(run.after.cpu_s) * _HOUR_S / run.after.seconds
     ),
@@ -128,9 +132,12 @@ def section(path: Path) -> str:
     fleets = _columns(file, devices=file.settings.task.devices)
     parts = [_introduction(file, fleets), _table(MEASURES, fleets)]
     if alone := _columns(file, devices=1):
-        parts.append("One device alone on the machine, so that it shares pages of libraries with no other device:")
-        parts.append(_table((IDLE_PSS, PEAK_PSS, CPU), alone))
-    if FLOWER in fleets and len(fleets) > 1:
+        parts.append(
+            f"One device alone on the machine, so that it shares pages of libraries with no other device, after "
+            f"{file.settings.rest_s:g} s of rest, so that its first round finds nothing warm:"
+        )
+        parts.append(_table((IDLE_PSS, PEAK_PSS, FIRST_CPU, LATER_CPU, START_CPU), alone))
+    if FLOWER in fleets and any(column in fleets for column in (UNPRUNED, PLANNED)):
         parts.append(goals(_goals(fleets, alone)))
     parts.append(_details(fleets))
     return "\n".join(part if part.endswith("\n") else part + "\n" for part in parts)
@@ -142,7 +149,7 @@ def draw(path: Path, picture: Path) -> None:
 
     file = ResultsFile.read(path, SideBySideSettings, SideRun)
     columns = _columns(file, devices=file.settings.task.devices)
-    ours = [column for column in columns if column != FLOWER]
+    ours = [column for column in columns if column[0] == "reft-edge"]
     if FLOWER not in columns or not ours:
         return
     measures = (IDLE_PSS, PEAK_PSS, CPU, BYTES)

@@ -6,12 +6,18 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
 import reft_edge
+from reft_edge.config import convert_settings
 from reft_edge.errors import FederationError
+from reft_edge.provisioning.directory import Paths
+from reft_edge.provisioning.issuing import begin
+from reft_edge.provisioning.settings import ProvisioningSettings
 from reft_edge.simulation.children import Child, Children
+from reft_edge.simulation.side_by_side.star import HUB_ADDRESS
 
 START_TIMEOUT_S = 120.0
 """For a process to be ready; Flower's import for seconds, and four at once on two cores for longer."""
@@ -44,6 +50,13 @@ class SideInPlay(Protocol):
 
     def accuracies(self) -> Sequence[float]:
         """Of the global model after each round, on the held-out part; once the run is over."""
+
+
+def found_authority(root: Path, federation: str, port: int) -> Paths:
+    """A new authority in the new folder `root`, with a certificate for whoever serves in the hub."""
+    table = {"federation": federation, "broker_hosts": [HUB_ADDRESS], "port": port}
+    settings = convert_settings(table, ProvisioningSettings, origin="the hub's address")
+    return begin(root, settings, now=datetime.now(UTC)).paths
 
 
 def start_device(

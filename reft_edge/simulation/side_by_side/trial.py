@@ -19,8 +19,8 @@ from reft_edge.simulation.side_by_side.watcher import Watcher
 SETTLE_S = 5.0
 """After the devices have announced themselves, and after the run: for what they still have to do on their own."""
 
-BEFORE_S = 15.0
-"""How long idle devices are watched before the run, at most; what an idle hour takes is measured after it."""
+BEFORE_S = 10.0
+"""How long devices among others are watched before the run; what an idle hour takes is measured after it."""
 
 
 def play(
@@ -46,7 +46,16 @@ def _prepared(
     task = settings.task
     data = load_task_data(task.devices, seed=trial.seed, present=trial.devices)
     if trial.side == "flower":
-        return FlowerSide(directory, star, children, task=task, data=data, seed=trial.seed, environment=flower)
+        return FlowerSide(
+            directory,
+            star,
+            children,
+            task=task,
+            data=data,
+            seed=trial.seed,
+            environment=flower,
+            tls=trial.form == "TLS",
+        )
     deadline_s = settings.deadline_s if trial.form == "planned" else None
     return ReftSide(
         directory,
@@ -57,6 +66,7 @@ def _prepared(
         seed=trial.seed,
         secure=trial.form != "unpruned, insecure",
         deadline_s=deadline_s,
+        codecs=settings.codecs,
     )
 
 
@@ -65,7 +75,7 @@ def _measure(
 ) -> SideRun:
     watcher.watch(SETTLE_S)
     say("idle, before the run")
-    before = watcher.watch(min(BEFORE_S, settings.idle_s))
+    before = watcher.watch(settings.rest_s if trial.devices == 1 else BEFORE_S)
     asked = watcher.mark()
     marks = []
     for number in side.run():
