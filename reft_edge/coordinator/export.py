@@ -2,7 +2,8 @@
 
 int8 is onnxruntime's static post-training quantization: weights per channel, activations with ranges that public inputs
 calibrate, written as QuantizeLinear and DequantizeLinear pairs around the float operators (Jacob et al., arXiv
-1712.05877), which every runtime for small devices reads. What an exported file scores is measured on the file itself.
+1712.05877), which every runtime for small devices reads. What an exported file scores is measured on the file itself,
+and stands in it with the classes and how inputs are scaled (`file_metadata`).
 
 Training is over when this runs, so a model that onnxruntime cannot quantize still exports as float32 and the reason is
 kept. Nothing here is specific to federated learning.
@@ -26,6 +27,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from reft_edge.bundle.inference import INPUTS, ORT_ERRORS, OUTPUTS, first_line
 from reft_edge.compile import export_onnx
 from reft_edge.coordinator.evaluation import Metrics, measure
+from reft_edge.coordinator.file_metadata import Origin, describe, write_metadata
 from reft_edge.data.dataset import scale
 from reft_edge.errors import ModelError, ResourceError
 
@@ -38,6 +40,9 @@ MAX_CALIBRATION_SAMPLES = 512
 """Ranges hardly move after a few hundred samples, and onnxruntime keeps the ranges of every batch in memory."""
 
 BATCH = 64
+
+NOWHERE = Origin()
+"""Of models that no federation trained."""
 
 QUANTIZER_ERRORS: tuple[type[Exception], ...] = (
     onnx.checker.ValidationError,
@@ -80,22 +85,32 @@ def export_model(
     directory: Path,
     calibration: Array | None = None,
     test: Dataset | None = None,
+    origin: Origin = NOWHERE,
 ) -> ExportedModel:
     """Write `<name>.onnx` and `<name>.int8.onnx` into `directory`, which is created.
 
     `calibration`: public inputs (n, *sample_shape); without them there is no int8 file. `test`: labelled samples to
-    measure both files on. Raises `ModelError` when the graph cannot be exported, `ResourceError` when the disk refuses.
+    measure both files on. `origin`: what else the files say about themselves. Raises `ModelError` when the graph cannot
+    be exported, `ResourceError` when the disk refuses.
     """
     path = directory / f"{name}.onnx"
     _write(path, export_onnx(manifest, inference_graph, weights))
-    float32 = _exported(path, test)
+    known = (calibration, None if test is None else test.inputs)
+    pictures = any(inputs is not None and inputs.dtype == np.uint8 for inputs in known)
+
+    def finished(file: Path) -> ExportedFile:
+        metrics = _measured(file, test)
+        write_metadata(file, describe(origin, manifest, pictures=pictures, metrics=metrics))
+        return ExportedFile(path=file, size_bytes=file.stat().st_size, metrics=metrics)
+
+    float32 = finished(path)
     if calibration is None or len(calibration) == 0:
         return ExportedModel(name=name, float32=float32, int8=None, int8_problem="no public inputs to calibrate with")
     try:
         target = quantize(path, directory / f"{name}.int8.onnx", calibration)
     except ModelError as exc:
         return ExportedModel(name=name, float32=float32, int8=None, int8_problem=str(exc))
-    return ExportedModel(name=name, float32=float32, int8=_exported(target, test))
+    return ExportedModel(name=name, float32=float32, int8=finished(target))
 
 
 def quantize(source: Path, target: Path, calibration: Array) -> Path:
@@ -148,11 +163,10 @@ class _Samples(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ship
         return {INPUTS: np.ascontiguousarray(scale(batch))} if len(batch) else None
 
 
-def _exported(path: Path, test: Dataset | None) -> ExportedFile:
-    metrics = None
-    if test is not None and test.targets is not None:
-        metrics = measure(run_file(path, test.inputs), test.targets)
-    return ExportedFile(path=path, size_bytes=path.stat().st_size, metrics=metrics)
+def _measured(path: Path, test: Dataset | None) -> Metrics | None:
+    if test is None or test.targets is None:
+        return None
+    return measure(run_file(path, test.inputs), test.targets)
 
 
 def _fuse(source: Path, target: Path) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from reft_edge.coordinator.catalogue import CompiledVariant, Workshop
+    from reft_edge.coordinator.file_metadata import Origin
     from reft_edge.coordinator.learning import LearningOptions
     from reft_edge.types import Array, Tensors
     from reft_edge.wire.blobs import BlobStore
@@ -40,6 +41,7 @@ class Exporter:
         blobs: BlobStore,
         options: LearningOptions,
         directory: Path,
+        origin: Origin,
     ) -> None:
         self._whole = whole
         self._global_tensors = global_tensors
@@ -47,6 +49,7 @@ class Exporter:
         self._blobs = blobs
         self._options = options
         self._directory = directory
+        self._origin = origin
 
     def export(self, variants: Sequence[CompiledVariant]) -> Iterator[ExportRecord]:
         """The global model, then each variant that is smaller. Raises `ModelError` or `ResourceError`."""
@@ -101,6 +104,7 @@ class Exporter:
             directory=self._directory,
             calibration=None if public is None else public.inputs,
             test=self._options.test,
+            origin=self._origin,
         )
         yield _record(name, made.float32, variant)
         if made.int8 is not None:

@@ -21,6 +21,7 @@ from reft_edge.coordinator import events
 from reft_edge.coordinator.catalogue import Catalogue
 from reft_edge.coordinator.event_log import EVENTS_FILE, EventLog, read_log
 from reft_edge.coordinator.exporting import Exporter
+from reft_edge.coordinator.file_metadata import Origin
 from reft_edge.coordinator.fleet import Fleet
 from reft_edge.coordinator.learning import Learner, metric_records
 from reft_edge.coordinator.network import Network
@@ -211,6 +212,7 @@ class Coordinator:
             blobs=parts.blobs,
             options=self._preparation.options,
             directory=self._directory(parts.run) / MODELS,
+            origin=Origin(federation=self._settings.federation, run=parts.run, classes=self._settings.model.classes),
         )
         used = sorted({assignment.variant for assignment in parts.store.history(parts.run)})
         for exported in exporter.export([parts.catalogue.named(name) for name in used]):

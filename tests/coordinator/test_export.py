@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
 
+import reft_edge
 from reft_edge.compile import SGD, compile_bundle
 from reft_edge.coordinator.evaluation import evaluate
 from reft_edge.coordinator.export import export_model
+from reft_edge.coordinator.file_metadata import Origin
 from reft_edge.data.dataset import Dataset
 from reft_edge.errors import ModelError
 from reft_edge.models.registry import build_model
@@ -63,6 +67,38 @@ def test_both_files_stand_alone_and_score_what_they_claim(trained, tmp_path, cap
         session = ort.InferenceSession(file.path, providers=["CPUExecutionProvider"])
         (outputs,) = session.run(None, {"inputs": digits.test.inputs[:3]})
         assert outputs.shape == (3, 10)
+
+
+def test_a_file_says_what_it_is_and_how_to_feed_it(trained, tmp_path):
+    _, bundle, digits = trained
+    as_bytes = {
+        name: Dataset(inputs=(part.inputs * 255).astype(np.uint8), targets=part.targets)
+        for name, part in (("public", digits.public), ("test", digits.test))
+    }
+    origin = Origin(federation="digits", run="run-1", classes=("null", "eins", "zwei", "drei", "süß"))
+    made = export(bundle, tmp_path, calibration=as_bytes["public"].inputs, test=as_bytes["test"], origin=origin)
+    for file in (made.float32, made.int8):
+        session = ort.InferenceSession(file.path, providers=["CPUExecutionProvider"])
+        meta = session.get_modelmeta()
+        assert meta.producer_name == "reft-edge"
+        entries = meta.custom_metadata_map
+        assert (entries["federation"], entries["run"]) == ("digits", "run-1")
+        assert json.loads(entries["classes"]) == list(origin.classes)
+        assert json.loads(entries["input_shape"]) == [1, 8, 8]
+        assert entries["Image.NominalPixelRange"] == "Normalized_0_1"
+        assert entries["Image.BitmapPixelFormat"] == "Gray8"
+        fed = as_bytes["test"].inputs.astype(np.float32) / 255
+        (outputs,) = session.run(None, {"inputs": fed})
+        accuracy = float((outputs.argmax(axis=1) == digits.test.targets).mean())
+        assert float(entries["test_accuracy"]) == pytest.approx(accuracy, abs=1e-5)
+    assert onnx.load(made.float32.path).producer_version == reft_edge.__version__
+
+
+def test_a_file_claims_nothing_that_is_not_known(trained, tmp_path):
+    _, bundle, _ = trained
+    made = export(bundle, tmp_path)
+    session = ort.InferenceSession(made.float32.path, providers=["CPUExecutionProvider"])
+    assert session.get_modelmeta().custom_metadata_map.keys() == {"model", "input_shape"}
 
 
 def test_the_same_weights_give_the_same_files(trained, tmp_path):
