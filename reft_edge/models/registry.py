@@ -33,6 +33,7 @@ ZOO = {
     "mlp": ZooEntry("reft_edge.models.mlp", "mlp", (64,), 10),
     "digits_cnn": ZooEntry("reft_edge.models.vgg", "digits_cnn", (1, 8, 8), 10),
     "vgg_small": ZooEntry("reft_edge.models.vgg", "vgg_small", (3, 32, 32), 10),
+    "vgg_tiny": ZooEntry("reft_edge.models.vgg", "vgg_tiny", (3, 32, 32), 10),
     "vgg16": ZooEntry("reft_edge.models.vgg", "vgg16", (3, 32, 32), 10),
     "resnet_small": ZooEntry("reft_edge.models.resnet", "resnet_small", (3, 32, 32), 10),
     "resnet18": ZooEntry("reft_edge.models.resnet", "resnet18", (3, 32, 32), 10),

@@ -1,0 +1,109 @@
+"""The methods that are compared, in the quick and in the full form.
+
+In all of them a device makes equally many passes over its own data, so what differs is what travels and how often, and
+what is made of it. Learning rate and batch size are FedAvg's best of a short look (notes/accuracy.md) in all of them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reft_edge.coordinator.distillation_settings import AugmentationSettings, DistillationSettings
+from reft_edge.coordinator.settings import TrainingSettings
+from reft_edge.simulation.accuracy.records import AccuracySettings, Central, Federated, Method
+
+if TYPE_CHECKING:
+    from reft_edge.simulation.accuracy.records import DataKind
+
+RATIOS = (0.0, 0.0, 0.25, 0.25, 0.25, 0.5, 0.5, 0.5, 0.75, 0.75)
+"""Ten devices with all, 56%, 25% and 6% of the multiply-accumulates, as REFT fits them to what boards can compute."""
+
+ALPHAS = (0.5, 0.1)
+BATCH_SIZE = 32
+LEARNING_RATE = 0.05
+
+ONE_SHOT, MULTI_ROUND = "REFT one-shot", "REFT multi-round"
+FEDAVG, SMALLEST, FL_PQSU, CENTRAL = "FedAvg", "FedAvg, all smallest", "FL-PQSU", "central"
+
+
+def accuracy_settings(kind: DataKind, *, quick: bool) -> AccuracySettings:
+    """Data, net and devices of a form. Digits have one form."""
+    if kind == "digits":
+        return AccuracySettings(
+            data=kind, model="mlp", input_shape=(1, 8, 8), n_private=1079, n_public=359, n_test=359, ratios=RATIOS
+        )
+    return AccuracySettings(
+        data=kind,
+        model="vgg_tiny" if quick else "vgg_small",
+        input_shape=(3, 32, 32),
+        n_private=5_000 if quick else 15_000,
+        n_public=2_500 if quick else 7_500,
+        n_test=2_000 if quick else 10_000,
+        ratios=RATIOS,
+    )
+
+
+def methods_of(kind: DataKind, *, quick: bool) -> tuple[Method, ...]:
+    """All methods, those that others are compared with first."""
+    rounds = 10 if quick or kind == "digits" else 20
+    epochs = 2
+    total = rounds * epochs
+    exact = TrainingSettings(
+        local_epochs=epochs,
+        batch_size=BATCH_SIZE,
+        learning_rate=LEARNING_RATE,
+        update_codec="float32",
+        weights_codec="float32",
+        delta_codec="none",
+    )
+    return (
+        Federated(name=FEDAVG, rounds=rounds, sizes="whole", training=exact),
+        Federated(
+            name=ONE_SHOT,
+            rounds=1,
+            sizes="fitted",
+            training=TrainingSettings(
+                local_epochs=total,
+                batch_size=BATCH_SIZE,
+                learning_rate=LEARNING_RATE,
+                schedule="cosine",
+                weights_codec="int8",
+            ),
+            distillation=_distillation(kind, epochs=40),
+        ),
+        Federated(
+            name=MULTI_ROUND,
+            rounds=rounds // 2,
+            sizes="fitted",
+            training=TrainingSettings(
+                local_epochs=2 * epochs,
+                batch_size=BATCH_SIZE,
+                learning_rate=LEARNING_RATE,
+                schedule="cosine",
+                weights_codec="int8",
+            ),
+            distillation=_distillation(kind, epochs=10),
+        ),
+        Federated(name=SMALLEST, rounds=rounds, sizes="smallest", training=exact),
+        Federated(
+            name=FL_PQSU,
+            rounds=rounds,
+            sizes="smallest",
+            training=TrainingSettings(
+                local_epochs=epochs,
+                batch_size=BATCH_SIZE,
+                learning_rate=LEARNING_RATE,
+                weights_codec="int8",
+                delta_codec="none",
+            ),
+            selective=True,
+        ),
+        Central(name=CENTRAL, epochs=total, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE),
+    )
+
+
+def _distillation(kind: DataKind, *, epochs: int) -> DistillationSettings:
+    pictures = kind != "digits"  # a mirrored digit is another one, or none
+    return DistillationSettings(
+        epochs=epochs, pooling="classes", augmentation=AugmentationSettings(flip=pictures, shift=2 if pictures else 0)
+    )
