@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 
 
-def _skip_or_fail(reason: str) -> NoReturn:
+def skip_or_fail(reason: str) -> NoReturn:
     if os.environ.get(NO_SKIPS_VARIABLE) == "1":
         pytest.fail(f"{reason}, and {NO_SKIPS_VARIABLE}=1")
     pytest.skip(reason)
@@ -47,12 +47,12 @@ def _skip_or_fail(reason: str) -> NoReturn:
 @pytest.fixture(scope="session")
 def mosquitto_program() -> str:
     """Path of Mosquitto; tests that use it skip where it is missing. Mark them `mosquitto`."""
-    return find_mosquitto() or _skip_or_fail("mosquitto is not installed")
+    return find_mosquitto() or skip_or_fail("mosquitto is not installed")
 
 
 def _start(kind: BrokerKind, directory: Path) -> RunningBroker:
     if kind == "mosquitto" and find_mosquitto() is None:
-        _skip_or_fail("mosquitto is not installed")
+        skip_or_fail("mosquitto is not installed")
     return start_broker(kind, directory=directory)
 
 

@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "coordinator": {"errors", "types", "config", "profiling", "bundle", "wire", "data", "models", "compile"},
 }
 MAY_IMPORT["provisioning"] = {"errors", "types", "config", "wire", "data_files"}
+MAY_IMPORT["dashboard"] = {*MAY_IMPORT["coordinator"], "coordinator"} - {"models", "compile"}
 MAY_IMPORT["simulation"] = set(MAY_IMPORT) - {"simulation"}
 MAY_IMPORT["cli"] = set(MAY_IMPORT) - {"cli"}
 

@@ -36,6 +36,7 @@ examples:
   reft-edge coordinator federation.toml --check --profile pi.toml     and what would this board train?
   reft-edge coordinator federation.toml
   reft-edge coordinator federation.toml --new-run                     begin anew instead of going on
+  reft-edge coordinator federation.toml --dashboard                   and look at http://localhost:8080/
   reft-edge coordinator federation.toml --metrics 9464                figures at http://127.0.0.1:9464/metrics
 """
 
@@ -45,12 +46,14 @@ import argparse
 import contextlib
 import logging
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from reft_edge.cli.run_arguments import port_number
 from reft_edge.errors import ConfigError, PlanError
 
 if TYPE_CHECKING:
@@ -88,6 +91,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
     parser.add_argument(
+        "--dashboard",
+        nargs="?",
+        const=8080,
+        type=port_number,
+        metavar="PORT",
+        help="serve the dashboard on this machine as long as the run lasts (default: %(const)s)",
+    )
+    parser.add_argument(
         "--metrics",
         metavar="[HOST:]PORT",
         help="serve figures for Prometheus here (without HOST: on this machine only)",
@@ -122,7 +133,11 @@ def run(args: argparse.Namespace) -> int:
 def _run(preparation: Preparation, args: argparse.Namespace) -> int:
     from reft_edge.coordinator.server import Coordinator
 
-    with _listener(args.progress) as show, _with_metrics(show, args.metrics) as listener:
+    with (
+        _dashboard(args.settings, args.dashboard),
+        _listener(args.progress) as show,
+        _with_metrics(show, args.metrics) as listener,
+    ):
         summary = Coordinator(preparation, listener=listener, new_run=args.new_run).run()
     if args.json:
         _print_json(summary)
@@ -151,6 +166,20 @@ def _listener(progress: str) -> Iterator[Listener]:
         shown = watcher(console)
     with shown:
         yield shown.show
+
+
+@contextlib.contextmanager
+def _dashboard(settings: Path, port: int | None) -> Iterator[None]:
+    """The dashboard in a process of its own, where a port is given: its work does not delay rounds."""
+    if port is None:
+        yield
+        return
+    command = [sys.executable, "-m", "reft_edge", "dashboard", str(settings), "--port", str(port)]
+    with subprocess.Popen(command, stdout=sys.stderr) as process:
+        try:
+            yield
+        finally:
+            process.terminate()
 
 
 @contextlib.contextmanager

@@ -44,6 +44,7 @@ COMMANDS = {
     "devices": Command("reft_edge.cli.devices", "its devices: what each is, trains and does", "coordinator"),
     "rounds": Command("reft_edge.cli.rounds", "its rounds: accuracy, updates, time and bytes", "coordinator"),
     "watch": Command("reft_edge.cli.watch", "follow a run as it goes on", "coordinator"),
+    "dashboard": Command("reft_edge.cli.dashboard", "look at a federation in a browser", "dashboard"),
     "report": Command("reft_edge.cli.report", "a run as one HTML page", "coordinator"),
     "provision": Command("reft_edge.cli.provision", "give out certificates, renew and revoke them", "agent"),
     "quarantine": Command("reft_edge.cli.quarantine", "devices that get no tasks: list, lift or add", "coordinator"),

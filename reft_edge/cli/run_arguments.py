@@ -20,6 +20,13 @@ def add_json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
+def port_number(text: str) -> int:
+    """A TCP port on the command line. Raises argparse's error."""
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port from 1 to 65535")
+    return int(text)
+
+
 def load_overview(args: argparse.Namespace) -> RunOverview:
     """How the run stands that `args` name."""
     from reft_edge.coordinator.overview import overview

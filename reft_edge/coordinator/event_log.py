@@ -29,8 +29,7 @@ def event_line(event: Event) -> bytes:
 
 def read_log(path: Path) -> list[Event]:
     """All events of a log; none when there is no log yet. Raises `ResourceError`."""
-    found = (_event_or_none(line) for line in _read_from(path, 0).splitlines())
-    return [event for event in found if event is not None]
+    return LogReader(path).read()
 
 
 def follow_log(path: Path, *, wait: Callable[[], None] = lambda: time.sleep(FOLLOW_S)) -> Iterator[Event]:
@@ -38,38 +37,47 @@ def follow_log(path: Path, *, wait: Callable[[], None] = lambda: time.sleep(FOLL
 
     `wait` is called when there is nothing new. Raises `ResourceError` when the file cannot be read.
     """
+    reader = LogReader(path)
     finished = False
-    rest = b""
-    position = 0
     while True:
-        chunk = _read_from(path, position)
-        position += len(chunk)
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            event = _event_or_none(line)
-            if event is not None:
-                finished = isinstance(event, Finished)  # more rounds may follow those that had finished
-                yield event
-        if not chunk:
+        events = reader.read()
+        for event in events:
+            finished = isinstance(event, Finished)  # more rounds may follow those that had finished
+            yield event
+        if not events:
             if finished:
                 return
             wait()
 
 
-def _read_from(path: Path, position: int) -> bytes:
-    """What stands in the file from there; nothing while there is no file."""
-    try:
-        with path.open("rb") as file:
-            file.seek(position)
-            return file.read()
-    except FileNotFoundError:
-        return b""
-    except OSError as exc:
-        raise ResourceError(f"{path} cannot be read: {exc.strerror or exc}") from exc
+class LogReader:
+    """Reads a log bit by bit while it is written. There need be no file yet."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._position = 0
+        self._rest = b""
+
+    def read(self) -> list[Event]:
+        """What has come since the last call; an event counts when its line is whole.
+
+        A line that a kill cut short is passed over. Raises `ResourceError` when the file cannot be read.
+        """
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._position)
+                chunk = file.read()
+        except FileNotFoundError:
+            return []
+        except OSError as exc:
+            raise ResourceError(f"{self.path} cannot be read: {exc.strerror or exc}") from exc
+        self._position += len(chunk)
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        found = (_event_or_none(line) for line in lines)
+        return [event for event in found if event is not None]
 
 
 def _event_or_none(line: bytes) -> Event | None:
-    """None also for a line that a kill cut short."""
     try:
         return read_event(line)
     except RemoteProtocolError:

@@ -1,0 +1,1 @@
+"""What an operator looks at in a browser. Reads what the coordinator has written, and changes nothing."""

@@ -1,0 +1,102 @@
+"""What the pages show is what lies on disk, however much of it there is and whatever the coordinator does meanwhile."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+from reft_edge.coordinator import events
+from reft_edge.coordinator.records import RunRecord
+from reft_edge.coordinator.store import Store
+from reft_edge.dashboard import charts, rows
+from reft_edge.dashboard.source import Source
+from tests.written_run import FINISHED, RUN, SETTINGS, tell_on, write_run
+
+
+def test_before_the_first_run_it_says_what_is_missing(tmp_path):
+    path = tmp_path / "federation.toml"
+    path.write_text(SETTINGS)
+    source = Source(path)
+    assert source.refresh()
+    assert "has no store yet" in source.picture.trouble
+    assert not source.refresh(), "nothing has changed"
+    write_run(tmp_path)
+    assert source.refresh()
+    assert source.picture.trouble == ""
+    assert source.picture.overview is not None
+    assert source.picture.overview.run == RUN
+
+
+def test_a_picture_changes_with_events_and_with_the_store(tmp_path):
+    path = write_run(tmp_path)
+    source = Source(path)
+    assert source.refresh()
+    assert not source.refresh()
+    tell_on(path, events.DeviceProgress(round=2, device="pi-1", state="training", steps_done=1, steps_total=4))
+    assert source.refresh()
+    with closing(Store(tmp_path / "federation", shared=True)) as store:
+        store.lift("pi-3", now=2e9)
+    assert source.refresh()
+    assert source.picture.quarantined == ()
+    assert source.picture.version == 3
+
+
+def test_a_new_run_takes_the_place_of_the_old_one(tmp_path):
+    path = write_run(tmp_path)
+    source = Source(path)
+    source.refresh()
+    with closing(Store(tmp_path / "federation")) as store:
+        store.create_run(RunRecord(run="later", federation="birds", settings_digest="", created_at=2e9))
+    assert source.refresh()
+    assert source.picture.overview is not None
+    assert (source.picture.overview.run, source.picture.overview.round) == ("later", 0)
+
+
+def test_of_progress_only_the_last_word_is_kept(tmp_path):
+    path = write_run(tmp_path)
+    source = Source(path)
+    source.refresh()
+    before = len(source.picture.seen)
+    training = [
+        events.DeviceProgress(round=2, device="pi-1", state="training", steps_done=step, steps_total=500)
+        for step in range(500)
+    ]
+    distilling = [events.Distilling(round=2, epoch=epoch, epochs=100, loss=1.0) for epoch in range(100)]
+    tell_on(path, *training, *distilling)
+    source.refresh()
+    assert len(source.picture.seen) == before + 2
+    assert source.picture.overview is not None
+    one = next(device for device in source.picture.overview.devices if device.device == "pi-1")
+    assert (one.state, one.steps_done) == ("training", 499)
+
+
+def test_why_a_device_failed_is_not_lost_among_its_progress(tmp_path):
+    path = write_run(tmp_path)
+    tell_on(
+        path,
+        events.DeviceProgress(round=2, device="pi-1", state="failed", reason="a hot processor"),
+        events.DeviceProgress(round=2, device="pi-1", state="training", steps_done=1, steps_total=4),
+    )
+    source = Source(path)
+    source.refresh()
+    assert any(getattr(event, "reason", "") == "a hot processor" for event in source.picture.seen)
+
+
+def test_rows_and_charts_say_what_the_report_says(tmp_path):
+    path = write_run(tmp_path)
+    tell_on(path, FINISHED)
+    source = Source(path)
+    source.refresh()
+    report, state = source.picture.report, source.picture.overview
+    assert report is not None
+    assert state is not None
+    first = rows.fleet(state.devices, now=2e9 + 90)[0]
+    assert (first["device"], first["heard"], first["temperature"]) == ("pi-1", "2 min ago", "81 °C, throttled")
+    assert [row["device"] for row in rows.present_round(state.devices)] == ["pi-1", "pi-2", "pi-3"]
+    merged = charts.metric_by_round(report)["series"]
+    assert [(line["name"], line["data"]) for line in merged] == [("merged", [50.0])]
+    down, up = charts.bytes_by_round(report)["series"]
+    assert (down["data"], up["data"]) == ([2.0], [1.0])
+    (point,) = charts.predicted_against_measured(report)["series"][0]["data"]
+    assert point["value"] == [3.5, 3.5]
+    (root,) = charts.family_tree(report)["series"][0]["data"]
+    assert [leaf["name"] for leaf in root["children"][0]["children"]] == ["pi-1", "pi-2"]
