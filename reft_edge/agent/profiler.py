@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,6 +16,7 @@ import reft_edge
 from reft_edge.agent.empty_worker import EmptyWorker, measure_empty_worker
 from reft_edge.agent.link_probe import LinkSpeed, measure_link
 from reft_edge.agent.reference_step import matrix_product, training_steps
+from reft_edge.profiling.cgroups import cpu_quota
 from reft_edge.profiling.load import NOTABLE_SHARE, read_load
 from reft_edge.profiling.memory import MemoryRoom, copy_bandwidth, disk_free_bytes, memory_room
 from reft_edge.profiling.profile import DeviceProfile, Quantity, StepRates, expected_speed
@@ -23,6 +24,7 @@ from reft_edge.profiling.speed import TimedStep, fit_speed
 from reft_edge.profiling.sustained import Rate, Repetition, sustained_rate, sustained_rates
 from reft_edge.profiling.system import System, read_system, suggested_name
 from reft_edge.profiling.thermal import Thermal, read_thermal
+from reft_edge.profiling.undisturbed import own_clock
 from reft_edge.wire.endpoint import BrokerSettings
 
 Tell: TypeAlias = Callable[[str], None]
@@ -41,6 +43,14 @@ class _Effort:
     training: Repetition
     copy: Repetition
     link_s: float
+
+    def under_quota(self) -> _Effort:
+        """The same where a control group interrupts us: batches of several of its periods, each as a whole."""
+
+        def patient(limits: Repetition) -> Repetition:
+            return replace(limits, batch_s=0.5, whole_batches=True)
+
+        return replace(self, product=patient(self.product), training=patient(self.training), copy=patient(self.copy))
 
 
 _QUICK = _Effort(
@@ -108,6 +118,8 @@ def measure_profile(
     Raises `BrokerError` when `broker` is given and cannot be measured.
     """
     effort = _QUICK if quick else _FULL
+    if cpu_quota() is not None:
+        effort = effort.under_quota()
     readings = _read(effort, threads=threads, broker=broker, tell=progress or _silent)
     profile = to_profile(readings, effort=effort.name, threads=threads, name=name, disk_free=disk_free_bytes(disk_path))
     for line in (*disturbances(readings), *doubts(readings.system, profile)):
@@ -134,11 +146,14 @@ def _read(effort: _Effort, *, threads: int | None, broker: BrokerSettings | None
     copy = copy_bandwidth(threads=n_threads, available_bytes=room.available_bytes, repetition=effort.copy)
     product = matrix_product(threads=n_threads)
     tell(product.description)
-    product_rate = sustained_rate(product.run, work=product.flops, repetition=effort.product)
+    with own_clock(threads=n_threads) as clock:
+        product_rate = sustained_rate(product.run, work=product.flops, repetition=effort.product, clock=clock)
     # Training comes last, on a device that is warm by now.
     steps = training_steps(threads=n_threads)
     tell(steps[0].description)
-    rates = sustained_rates([(step.run, step.flops) for step in steps], repetition=effort.training)
+    with own_clock(threads=n_threads) as clock:
+        jobs = [(step.run, step.flops) for step in steps]
+        rates = sustained_rates(jobs, repetition=effort.training, clock=clock)
     return Readings(
         system=system,
         room=room,

@@ -17,6 +17,7 @@ import psutil
 from reft_edge.profiling.cgroups import tightest_memory_group
 from reft_edge.profiling.sustained import Rate, Repetition, sustained_rate
 from reft_edge.profiling.tree import ROOT
+from reft_edge.profiling.undisturbed import own_clock
 
 if TYPE_CHECKING:
     from reft_edge.types import Array
@@ -82,7 +83,9 @@ def copy_bandwidth(*, threads: int, available_bytes: int, repetition: Repetition
         def copy() -> None:
             list(pool.map(lambda part: np.copyto(*part), parts))
 
-        return sustained_rate(copy, work=2.0 * source.nbytes, repetition=repetition)
+        copy()  # so that all threads have begun
+        with own_clock(threads=threads) as clock:
+            return sustained_rate(copy, work=2.0 * source.nbytes, repetition=repetition, clock=clock)
 
 
 def resident_bytes() -> int:

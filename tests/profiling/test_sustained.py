@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from reft_edge.profiling.sustained import Rate, Repetition, summarize, sustained_rate
+from reft_edge.profiling.sustained import Rate, Repetition, summarize, sustained_rate, sustained_rates
 
 
 class Machine:
@@ -83,3 +83,25 @@ def test_time_is_a_bound_when_nothing_agrees() -> None:
 def test_a_clock_that_stands_still_gives_a_finite_rate() -> None:
     ticks = iter([0.0] * 6 + [float(second) for second in range(1, 1000)])
     assert sustained_rate(lambda: None, work=1.0, repetition=Repetition(), clock=lambda: next(ticks)).per_s < 1e12
+
+
+def test_jobs_that_take_turns_are_disturbed_alike() -> None:
+    """A machine that becomes ten times slower half way: both jobs keep their ratio."""
+    now = 0.0
+
+    def run(duration: float) -> None:
+        nonlocal now
+        now += duration * (10 if now > 2 else 1)
+
+    one, other = sustained_rates(
+        [(lambda: run(0.01), 100.0), (lambda: run(0.03), 100.0)], repetition=Repetition(min_s=5), clock=lambda: now
+    )
+    assert one.per_s / other.per_s == pytest.approx(3)
+
+
+def test_pauses_between_runs_count_where_a_quota_makes_them() -> None:
+    """One run in ten is interrupted for as long as ten take: half of the time is gone, which no median of runs says."""
+    durations = [0.01] * 9 + [0.11]
+    quota = Machine(iter(durations * 10_000)).rate(Repetition(batch_s=0.5, whole_batches=True))
+    assert quota.per_s == pytest.approx(5_000, rel=0.1)
+    assert Machine(iter(durations * 10_000)).rate().per_s == pytest.approx(10_000)
