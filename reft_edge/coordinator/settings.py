@@ -23,7 +23,7 @@ from reft_edge.coordinator.rejection_settings import RejectionSettings
 from reft_edge.coordinator.rounds import RoundRules
 from reft_edge.data.settings import DataSettings
 from reft_edge.errors import ConfigError
-from reft_edge.wire.codec_names import Codec, CodecName, find_codec
+from reft_edge.wire.codec_names import Codec, CodecName, codec_text, find_codec, keeps_every_entry
 from reft_edge.wire.endpoint import BrokerSettings
 from reft_edge.wire.topics import check_name
 
@@ -225,6 +225,11 @@ def check_federation(settings: FederationSettings) -> None:
         raise ConfigError("[model] classes are for cross_entropy; a mean_squared_error model has n_outputs only")
     if reason := settings.distillation.augmentation.unfit_reason(model.input_shape):
         raise ConfigError(f"[distillation.augmentation] {reason}")
+    if not keeps_every_entry(settings.training.weights_encoding):
+        raise ConfigError(
+            f"[training] weights_codec = {codec_text(settings.training.weights_encoding)!r} leaves out entries, which "
+            "whole weights cannot do without; it is for update_codec and delta_codec"
+        )
     find_policy(settings.planning.policy)
     if settings.planning.limits is not None and not settings.planning.limits.given:
         raise ConfigError("[planning] limits is empty; give parameters, macs or weight_bytes, or leave it out")

@@ -103,3 +103,8 @@ def codec_text(codec: Codec) -> str:
     options = msgspec.to_builtins(codec)
     name = options.pop("name")
     return " ".join([name, *(f"{key}={value}" for key, value in options.items())])
+
+
+def keeps_every_entry(codec: Codec) -> bool:
+    """Whether every entry is carried, if only roughly: whole weights need that, differences do not."""
+    return isinstance(codec, Float32 | Float16 | Int8 | Int4)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reft_edge.errors import BundleError
-from reft_edge.wire.codecs import decode_tensors, encode_tensors
+from reft_edge.wire.codecs import decode_tensors, encode_tensors, weight_norms
 from reft_edge.wire.compensation.derived import Derived
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def encode_delta(wanted: Tensors, base: Tensors, codec: Codec) -> bytes:
     with np.errstate(over="ignore"):  # infinities are found, and refused, when they are encoded
         seed = _seed(values_digest(wanted))
         difference = Derived(wanted, lambda name, tensor: _difference(tensor, base[name]))
-        return encode_tensors(difference, codec, rng=np.random.default_rng(seed))
+        return encode_tensors(difference, codec, rng=np.random.default_rng(seed), norms=weight_norms(base))
 
 
 def rebuild(

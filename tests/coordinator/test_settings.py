@@ -7,6 +7,7 @@ import pytest
 from reft_edge.bundle.manifest import SGD, Adam, CrossEntropy, MeanSquaredError
 from reft_edge.coordinator.settings import load_federation, run_digest
 from reft_edge.errors import ConfigError
+from reft_edge.wire.codec_names import Int8, LayerWise, TopK
 
 MINIMAL = """
 federation = "demo"
@@ -123,3 +124,25 @@ def test_only_what_makes_a_run_itself_asks_for_a_new_run(tmp_path):
     assert run_digest(read(tmp_path, "seed = 9\n" + MINIMAL)) != run_digest(settings)
     assert run_digest(read(tmp_path, MINIMAL + "\n[planning]\nlimits = { macs = 9 }")) != run_digest(settings)
     assert run_digest(read(tmp_path, MINIMAL.replace("vgg16", "resnet18"))) != run_digest(settings)
+
+
+def test_a_codec_is_a_name_or_a_table_with_options(tmp_path):
+    by_name = read(tmp_path, MINIMAL + '[training]\nupdate_codec = "top_k"\nweights_codec = "int8"\n').training
+    assert (by_name.update_encoding, by_name.weights_encoding) == (TopK(), Int8())
+    table = '[training]\nupdate_codec = { name = "layer_wise", error_budget = 0.25 }\n'
+    assert read(tmp_path, MINIMAL + table).training.update_encoding == LayerWise(error_budget=0.25)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('update_codec = "int9"', "int9"),
+        ('update_codec = { name = "top_k", fraction = 0.0 }', "update_codec"),
+        ('update_codec = { name = "int8", fraction = 0.1 }', "fraction"),
+        ('weights_codec = "top_k"', "leaves out entries"),
+        ('weights_codec = { name = "selective", threshold = 0.1 }', "leaves out entries"),
+    ],
+)
+def test_a_codec_that_cannot_be_is_refused(tmp_path, line, says):
+    with pytest.raises(ConfigError, match=says):
+        read(tmp_path, MINIMAL + f"[training]\n{line}\n")
