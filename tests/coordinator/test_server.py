@@ -6,6 +6,7 @@ import contextlib
 import time
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from reft_edge.coordinator import events
@@ -53,6 +54,7 @@ batch_size = 16
 learning_rate = 0.1
 [planning]
 ratios = [0.0, 0.5]
+{planning}
 [data]
 public = {{ path = "public.npz", labelled = false }}
 test = {{ path = "test.npz" }}
@@ -80,7 +82,7 @@ def address(broker):
 def write(tmp_path, broker, federation):
     """Write federation.toml and its data; returns the coordinator's preparation."""
 
-    def write(n_devices, *, rounds=2, deadline_s=30, enrol_wait_s=30, quorum=0.3, extra=""):
+    def write(n_devices, *, rounds=2, deadline_s=30, enrol_wait_s=30, quorum=0.3, extra="", planning=""):
         for name, seed in (("public", 1), ("test", 2)):
             inputs, targets = blobs_of_points(120, seed)
             np.savez(tmp_path / f"{name}.npz", inputs=inputs, targets=targets)
@@ -94,6 +96,7 @@ def write(tmp_path, broker, federation):
                 quorum=quorum,
                 n_devices=n_devices,
                 extra=extra,
+                planning=planning,
                 host=broker.host,
                 port=broker.port,
                 mqtt_version=address(broker).mqtt_version,
@@ -166,6 +169,24 @@ def test_a_federation_runs_from_profile_to_exported_models(write, fleet):
     assert [type(event) for event in seen] == [events.Finished]
     other, _ = run(preparation, new_run=True)
     assert other.run != summary.run
+
+
+@ONE_KIND
+def test_limits_hold_for_every_device_and_the_global_model_stays_whole(write, fleet):
+    preparation = write(2, rounds=1, planning="limits = { parameters = 4000 }")
+    whole = sum(parameter.numel() for parameter in preparation.model.parameters())
+    fleet("good", "good")
+    summary, seen = run(preparation)
+    assert summary.updates == {"merged": 2}
+    (planned,) = of_kind(seen, events.Planned)
+    assert all(3000 < device.parameters <= 4000 < whole for device in planned.devices)
+    sizes = {export.name: export.values["size_bytes"] for export in summary.exports}
+    variants = {name: size for name, size in sizes.items() if "variant" in name and "int8" not in name}
+    assert sizes["global"] > 4 * whole
+    assert [size < 4 * 4000 + 8000 for size in variants.values()] == [True]
+    files = {export.name: export.path for export in summary.exports}
+    meta = ort.InferenceSession(files["global"], providers=["CPUExecutionProvider"]).get_modelmeta()
+    assert meta.custom_metadata_map["run"] == summary.run
 
 
 class ForwardClock:
