@@ -100,9 +100,9 @@ def find_codec(choice: CodecName | Codec) -> Codec:
 
 def codec_text(codec: Codec) -> str:
     """A codec in a line, the same for equal codecs: its name and what differs from its defaults."""
-    options = msgspec.to_builtins(codec)
-    name = options.pop("name")
-    return " ".join([name, *(f"{key}={value}" for key, value in options.items())])
+    fields = msgspec.structs.fields(codec)
+    changed = [f"{field.name}={value}" for field in fields if (value := getattr(codec, field.name)) != field.default]
+    return " ".join([str(codec.__struct_config__.tag), *changed])
 
 
 def keeps_every_entry(codec: Codec) -> bool:

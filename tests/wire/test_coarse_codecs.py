@@ -393,6 +393,11 @@ def test_a_container_that_claims_more_than_its_codec_needs_is_not_decompressed(c
         decode_tensors(compress(content + bytes(5 * 2**20)), codec, specs_of(TENSORS))
 
 
+def test_equal_codecs_have_equal_texts() -> None:
+    assert codec_text(TopK(fraction=float("0.05"))) == codec_text(TopK()) == "top_k"
+    assert codec_text(TopK(fraction=0.5, values="float32")) == "top_k fraction=0.5 values=float32"
+
+
 def test_a_decoder_takes_only_the_options_that_were_announced() -> None:
     data = encoded(TENSORS, TopK(fraction=0.2))
     with pytest.raises(BundleError, match="announced"):
