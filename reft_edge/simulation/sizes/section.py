@@ -57,7 +57,7 @@ def _goals(settings: SizeSettings, runs: Mapping[tuple[str, Form], SizeRun]) -> 
         Goal(
             what=f"{PAPERS_MODEL} as planned, weights and buffers in float32",
             wanted=f"at most {settings.weight_bytes / 1e6:g} MB",
-            measured=f"{largest.weight_bytes / 1e6:.2f} MB",
+            measured=f"{largest.weight_bytes / 1e6:.3f} MB",
             met=largest.weight_bytes <= settings.weight_bytes,
         ),
         Goal(
@@ -95,7 +95,7 @@ def _sizes(settings: SizeSettings, runs: Mapping[tuple[str, Form], SizeRun]) -> 
                 f"{variant.step_memory_bytes / 2**20:,.0f} MiB",
             )
         )
-    return table(("", "channels pruned", "parameters", "MB", "MiB", "MMACs", "tensors of a step"), rows)
+    return table(("model, form", "channels pruned", "parameters", "MB", "MiB", "MMACs", "tensors of a step"), rows)
 
 
 def _wire(settings: SizeSettings, runs: Mapping[tuple[str, Form], SizeRun]) -> str:
@@ -106,7 +106,7 @@ def _wire(settings: SizeSettings, runs: Mapping[tuple[str, Form], SizeRun]) -> s
             rows.append((f"{run.model}, {run.form}", *cells, f"{variant.graph_bytes / 1e3:.1f} kB"))
     columns = ("float32", "float16", "int8", "int8 compressed")
     header = [f"{way} {column}" for way in ("down,", "up,") for column in columns]
-    return table(("MB", *header, "graphs"), rows)
+    return table(("MB", *header, "graphs, once"), rows)
 
 
 def _blob_cells(blobs: Sequence[Blob]) -> list[str]:
