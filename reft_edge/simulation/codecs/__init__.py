@@ -1,0 +1,1 @@
+"""What each codec costs and loses: one message of a really trained update, and a whole federation that uses it."""
