@@ -186,26 +186,12 @@ class Cohort:
     def send(self, learned: Learned, *, number: int) -> Contribution:
         """The device's encoded update, with what rounding left out of earlier ones."""
         device = learned.device
-        feedback = device.feedback or ErrorFeedback(self._training.update_encoding)
-        device.feedback = feedback
-        return self.send_as(learned, learned.delta, feedback, number=number)
+        device.feedback = device.feedback or ErrorFeedback(self._training.update_encoding)
+        return self._send(learned, learned.delta, device.feedback, number)
 
-    def send_as(self, learned: Learned, delta: Tensors, feedback: ErrorFeedback, *, number: int) -> Contribution:
-        """An update of the caller's in place of what the device has learned."""
-        device = learned.device
-        unsent = self._unsent(device, learned.weights)
-        rng = np.random.default_rng(derive_seed(device.name, str(number), "codec"))
-        norms = weight_norms(received_weights(unsent, self._kit.blobs))
-        blob = self._kit.blobs.put(feedback.encode(delta, rng=rng, norms=norms))
-        device.traffic = device.traffic.plus(up_bytes=blob.size_bytes)
-        update = UpdateManifest(
-            blob=blob,
-            codec=self._training.update_encoding,
-            training_samples=len(device.data),
-            loss_first=learned.loss_first,
-            loss_last=learned.loss_last,
-        )
-        return replace(unsent, update=update)
+    def send_as(self, learned: Learned, delta: Tensors, *, number: int) -> Contribution:
+        """An update of the caller's in place of what the device has learned, which remembers nothing."""
+        return self._send(learned, delta, ErrorFeedback(self._training.update_encoding), number)
 
     def screen(
         self, contributions: Sequence[Contribution], *, by_length: bool = True
@@ -220,6 +206,22 @@ class Cohort:
             good = [one for one in good if one.device not in odd]
         kept = {one.device for one in good}
         return good, tuple(one.device for one in contributions if one.device not in kept)
+
+    def _send(self, learned: Learned, delta: Tensors, feedback: ErrorFeedback, number: int) -> Contribution:
+        device = learned.device
+        unsent = self._unsent(device, learned.weights)
+        rng = np.random.default_rng(derive_seed(device.name, str(number), "codec"))
+        norms = weight_norms(received_weights(unsent, self._kit.blobs))
+        blob = self._kit.blobs.put(feedback.encode(delta, rng=rng, norms=norms))
+        device.traffic = device.traffic.plus(up_bytes=blob.size_bytes)
+        update = UpdateManifest(
+            blob=blob,
+            codec=self._training.update_encoding,
+            training_samples=len(device.data),
+            loss_first=learned.loss_first,
+            loss_last=learned.loss_last,
+        )
+        return replace(unsent, update=update)
 
     def _learn(self, place: int, weights: WeightsRef, number: int) -> Learned:
         device = self.devices[place]

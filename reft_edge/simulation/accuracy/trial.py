@@ -111,7 +111,6 @@ class _Trial:
             distillation=method.distillation or DistillationSettings(epochs=0),
             seed=ground.seed,
             public=None if method.distillation is None else ground.parts.public,
-            threads=n_parallel,
         )
         self._learner = Learner(kit.fresh_model(), kit.blobs, options, kit.workshop.module)
         devices = [

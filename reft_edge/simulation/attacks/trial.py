@@ -31,7 +31,6 @@ from reft_edge.simulation.attacks.attacks import (
 )
 from reft_edge.simulation.cohort import Cohort, EmulatedDevice, Kit, Learned
 from reft_edge.simulation.digits import INPUT_SHAPE, N_CLASSES, load_digits_split
-from reft_edge.wire.compensation.error_feedback import ErrorFeedback
 
 if TYPE_CHECKING:
     from reft_edge.coordinator.contributions import Contribution
@@ -114,13 +113,13 @@ class _Trial:
         kit = ground.kit
         self._learner = Learner(kit.fresh_model(), kit.blobs, options, kit.workshop.module)
         devices = [self._device(index) for index in range(len(self._settings.ratios))]
-        self._training = TrainingSettings(
+        training = TrainingSettings(
             local_epochs=self._settings.local_epochs,
             batch_size=self._settings.batch_size,
             learning_rate=self._settings.learning_rate,
             delta_codec="none",
         )
-        self._cohort = Cohort(kit, devices, self._training)
+        self._cohort = Cohort(kit, devices, training)
         hostile = ground.hostile if attack != CLEAN else frozenset()
         self._hostile = frozenset(device.name for index, device in enumerate(devices) if index in hostile)
 
@@ -178,5 +177,4 @@ class _Trial:
             kit = self._ground.kit
             channels = kit.variants[learned.device.ratio].channels
             delta = attack(Scene(channels=channels, delta=delta, honest=honest, parameters=kit.parameters, rng=rng))
-        feedback = ErrorFeedback(self._training.update_encoding)
-        return self._cohort.send_as(learned, delta, feedback, number=number)
+        return self._cohort.send_as(learned, delta, number=number)

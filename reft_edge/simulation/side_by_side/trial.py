@@ -44,7 +44,7 @@ def _prepared(
 ) -> SideInPlay:
     """The side, ready to be started. A device alone has the data that it would have among the others."""
     task = settings.task
-    data = load_task_data(task.devices, seed=trial.seed, present=trial.devices)
+    data = load_task_data(task, seed=trial.seed, present=trial.devices)
     if trial.side == "flower":
         return FlowerSide(
             directory,

@@ -9,22 +9,20 @@ from reft_edge.simulation.sizes.records import FORMS, SizeRun, SizeSettings
 
 
 def draw(path: Path, settings: SizeSettings, runs: list[SizeRun]) -> None:
-    """A panel for each model, a group of bars for each board, one bar for each form; seconds, logarithmic."""
+    """A panel for each model, a row for each board, a point for each form; seconds, logarithmic."""
     models = [model for model in settings.models if any(run.model == model for run in runs)]
-    thickness = 0.8 / len(FORMS)
-    with drawing(path, columns=len(models), width=4.6, height=5.0) as panels:
+    with drawing(path, columns=len(models), width=3.8, height=4.2) as panels:
         for axes, model in zip(panels, models, strict=True):
-            for index, form in enumerate(FORMS):
+            for series, form in zip(SERIES, FORMS, strict=False):
                 run = next((run for run in runs if (run.model, run.form) == (model, form)), None)
-                if run is None:
-                    continue
-                seconds = [board.round_s or 0.0 for board in run.boards]
-                places = [row + (index - (len(FORMS) - 1) / 2) * thickness for row in range(len(seconds))]
-                axes.barh(places, seconds, height=thickness, label=form, **SERIES[index].bars)
+                times = {} if run is None else {one.board: one.round_s for one in run.boards if one.round_s is not None}
+                rows = [settings.boards.index(board) for board in times]
+                axes.scatter(list(times.values()), rows, s=28, label=form, **series.points)
             axes.axvline(settings.deadline_s, color="black", linewidth=1, linestyle=":", label="deadline")
             axes.set_xscale("log")
             axes.set_xlabel("predicted seconds of a round")
-            axes.set_yticks(range(len(settings.boards)), settings.boards)
-            axes.invert_yaxis()
+            axes.set_yticks(range(len(settings.boards)), settings.boards if axes is panels[0] else [])
+            axes.set_ylim(len(settings.boards) - 0.5, -0.5)
             axes.set_title(model)
-        panels[0].legend(loc="lower left", bbox_to_anchor=(0.0, 1.06), ncols=len(FORMS) + 1)
+        handles, labels = panels[0].get_legend_handles_labels()
+        panels[0].figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
