@@ -10,6 +10,7 @@ Decoding takes only what encoding makes: as many indices as were announced, risi
 
 from __future__ import annotations
 
+from math import log2
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +28,14 @@ _MAX_VARINT_BYTES = 5
 def longest_index_bytes(n: int) -> int:
     """Bytes of the indices of any number of `n` entries, at most."""
     return 1 + (n + 7) // 8
+
+
+def usual_index_bytes(k: int, n: int) -> float:
+    """Of `k` among `n`: the entropy of as many random places, which compression comes close to."""
+    share = k / n if n else 0.0
+    if not 0 < share < 1:
+        return 1.0
+    return 1.0 - n * (share * log2(share) + (1 - share) * log2(1 - share)) / 8
 
 
 def encode_indices(indices: IntArray, n: int) -> Array:

@@ -18,8 +18,8 @@ without its adaptation every thousand steps: an update is encoded once a round, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from math import prod
+from dataclasses import dataclass
+from math import log2, prod
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -53,13 +53,16 @@ class LayerWiseTensor:
     """`TensorCodec` with a number of levels. Which, the receiver need not know."""
 
     levels: int
+    error_budget: float
     cuts_vectors: bool = True
 
     def is_lossy(self, dtype: np.dtype[np.generic]) -> bool:  # noqa: ARG002
         return True
 
     def parts(self, shape: tuple[int, ...]) -> Mapping[str, Part]:
-        values = Part(np.dtype(np.uint8), (longest_plane_bytes(prod(shape)),), longest=True)
+        n = prod(shape)
+        usual = usual_bits(self.error_budget) * n / 8
+        values = Part(np.dtype(np.uint8), (longest_plane_bytes(n),), longest=True, usual_bytes=usual)
         return {VALUES: values, SCALE: Part(np.dtype(np.float32), (1,))}
 
     def encode(self, array: FloatArray, rng: np.random.Generator | None) -> dict[str, Array]:  # noqa: ARG002
@@ -77,9 +80,12 @@ class LayerWiseCodec:
     """`ModelCodec`."""
 
     error_budget: float
-    decoder: LayerWiseTensor = field(default_factory=lambda: LayerWiseTensor(levels=LEVELS[-1]))
     draws: bool = False
     compares: bool = False
+
+    @property
+    def decoder(self) -> LayerWiseTensor:
+        return LayerWiseTensor(levels=LEVELS[-1], error_budget=self.error_budget)
 
     def choose(
         self,
@@ -88,8 +94,17 @@ class LayerWiseCodec:
     ) -> Callable[[str], LayerWiseTensor]:
         candidates = {name: candidates_of(array.reshape(-1)) for name, array in tensors}
         chosen = allocate(list(candidates.values()), self.error_budget**2)
-        codecs = {name: LayerWiseTensor(levels=LEVELS[i]) for name, i in zip(candidates, chosen, strict=True)}
-        return lambda name: codecs[name]
+        levels = {name: LEVELS[i] for name, i in zip(candidates, chosen, strict=True)}
+        return lambda name: LayerWiseTensor(levels=levels[name], error_budget=self.error_budget)
+
+
+def usual_bits(error_budget: float) -> float:
+    """Of an entry: the rate-distortion function of a normal distribution, log2(1 / error).
+
+    A quantizer is above it and updates, whose entries and layers are uneven, are below it. Measured with two nets at
+    budgets of 0.15, 0.3, 0.5 and 0.7: 0.4 to 1.0 times as many.
+    """
+    return log2(1 / error_budget)
 
 
 def candidates_of(flat: FloatArray) -> list[Candidate]:

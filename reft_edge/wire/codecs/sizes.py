@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 from typing import TYPE_CHECKING
 
 from reft_edge.wire.codecs.registry import implementation
@@ -17,8 +18,11 @@ HEADER_BYTES = 100
 
 
 def encoded_bytes(tensors: Sequence[TensorSpec], codec: Codec) -> int:
-    """Bytes of a weights or update blob before lossless compression, an upper bound of what travels."""
+    """Bytes of a weights or update blob.
+
+    Before lossless compression, so a bound, for codecs whose entries take a fixed number of bits; where that depends on
+    the values, what updates usually come to.
+    """
     decoder = implementation(codec).decoder
-    return sum(
-        HEADER_BYTES + len(spec.name) + part.n_bytes for spec in tensors for part in parts_of(spec, decoder).values()
-    )
+    parts = [(spec.name, part) for spec in tensors for part in parts_of(spec, decoder).values()]
+    return ceil(sum(HEADER_BYTES + len(name) + part.expected_bytes for name, part in parts))

@@ -39,10 +39,17 @@ class Part(NamedTuple):
     shape: tuple[int, ...]
     longest: bool = False
     """Whether `shape`, of one axis, is the longest that may come; how long it is, depends on the values."""
+    usual_bytes: float | None = None
+    """What updates came to after lossless compression, where that is far from `n_bytes`; for plans."""
 
     @property
     def n_bytes(self) -> int:
+        """At most, before lossless compression."""
         return prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def expected_bytes(self) -> float:
+        return self.n_bytes if self.usual_bytes is None else self.usual_bytes
 
     def admits(self, array: Array) -> bool:
         if array.dtype != self.dtype or array.ndim != len(self.shape):

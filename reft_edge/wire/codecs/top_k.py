@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reft_edge.wire.codec_names import SparseValues
-from reft_edge.wire.codecs.indices import decode_indices, encode_indices, longest_index_bytes
+from reft_edge.wire.codecs.indices import decode_indices, encode_indices, longest_index_bytes, usual_index_bytes
 from reft_edge.wire.codecs.sparse_values import decode_values, encode_values, value_parts
 from reft_edge.wire.codecs.tensor_codec import INDEX, Part
 
@@ -44,8 +44,9 @@ class TopKCodec:
 
     def parts(self, shape: tuple[int, ...]) -> Mapping[str, Part]:
         n = prod(shape)
-        index = Part(np.dtype(np.uint8), (longest_index_bytes(n),), longest=True)
-        return {**value_parts(self.values, n_kept(self.fraction, n)), INDEX: index}
+        k = n_kept(self.fraction, n)
+        index = Part(np.dtype(np.uint8), (longest_index_bytes(n),), longest=True, usual_bytes=usual_index_bytes(k, n))
+        return {**value_parts(self.values, k), INDEX: index}
 
     def encode(self, array: FloatArray, rng: np.random.Generator | None) -> dict[str, Array]:  # noqa: ARG002
         flat = array.reshape(-1)
