@@ -232,10 +232,11 @@ def test_both_sides_train_the_net_of_the_measured_facts_from_the_same_weights() 
 
 
 def test_the_data_are_divided_among_devices_and_a_fifth_is_held_out() -> None:
-    data = load_task_data(4, seed=1)
+    task = TaskSettings()
+    data = load_task_data(task, seed=1)
     assert len(data.test) == 359
     assert sum(len(part) for part in data.devices) + len(data.test) == 1797
-    alone = load_task_data(4, seed=1, present=1)
+    alone = load_task_data(task, seed=1, present=1)
     assert len(alone.devices) == 1
     assert np.array_equal(alone.devices[0].inputs, data.devices[0].inputs)
 

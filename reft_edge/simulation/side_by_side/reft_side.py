@@ -1,7 +1,7 @@
 """Our side: Mosquitto and the coordinator in the hub, an agent on each device, provisioned as a fleet would be.
 
-What is not said here is the product's default. Where all devices train the unpruned net nothing is distilled, which is
-what the other side does; where it is planned and pruned, the public part is distilled on.
+What is not said here is the product's default. There are no public data, so nothing is distilled: all that is not held
+out is the devices', as on the other side.
 """
 
 from __future__ import annotations
@@ -37,16 +37,13 @@ FEDERATION = "side-by-side"
 STRONG_BOARD = "raspberry-pi-5"
 """What every device says it is, where nothing is planned."""
 
-GRANTED_SHARE = 0.2
+GRANTED_SHARE = 0.1
 """Of its speed that an emulated board grants to training; the rest is its main job's. The net is so small that boards
 at full speed would differ by tenths of a second."""
 
 UNPLANNED_DEADLINE_S = 600.0
 
-TEST: dict[str, Any] = {"path": "test.npz"}
-PUBLIC: dict[str, Any] = {"path": "public.npz", "labelled": False}
-_WITHOUT_REFT = {"planning": {"ratios": [0.0]}, "distillation": {"epochs": 0}, "data": {"test": TEST}}
-"""Of federation.toml: the unpruned net for everybody, and no more than a mean of what comes back."""
+TEST_FILE = "test.npz"
 
 _DESCRIBED = "samples to train on"
 _MEASURED = "GFLOP/s in training"
@@ -173,8 +170,7 @@ class ReftSide:
     def _write(self) -> tuple[Path, list[Path]]:
         """Everybody's files; returns the broker's configuration and the devices' folders."""
         directory = self._directory
-        write_part(directory / TEST["path"], self._data.test)
-        write_part(directory / PUBLIC["path"], self._data.public, labelled=False)
+        write_part(directory / TEST_FILE, self._data.test)
         shutil.copy(NET_FILE, directory / NET_FILE.name)
         trusted = self._found_authority() if self._secure else None
         met = {"federation": FEDERATION, "broker": self._broker_table()}
@@ -225,7 +221,9 @@ class ReftSide:
                 "learning_rate": task.learning_rate,
                 **self._codecs,
             },
-            **({"data": {"test": TEST, "public": PUBLIC}} if plan.emulated else _WITHOUT_REFT),
+            "planning": {} if plan.emulated else {"ratios": [0.0]},
+            "distillation": {"epochs": 0},
+            "data": {"test": {"path": TEST_FILE}},
         }
 
     def _agent_table(self, known: Mapping[str, Any], board: str) -> dict[str, Any]:

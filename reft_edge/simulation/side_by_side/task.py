@@ -32,21 +32,18 @@ class TaskSettings(msgspec.Struct, frozen=True, kw_only=True):
     batch_size: int = 32
     learning_rate: float = 0.05
     momentum: float = 0.9
-    public_fraction: float = 0.2
-    """Of all samples; without their labels, for the coordinator where it distils. No device of any side has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskData:
-    """Disjoint parts of the data set."""
+    """Disjoint parts that cover the data set."""
 
     test: Dataset
-    public: Dataset
     devices: tuple[Dataset, ...]
 
 
 def load_task_data(task: TaskSettings, *, seed: int, present: int | None = None) -> TaskData:
-    """The digits: a fifth held out, some public, the rest in parts of equal size and like classes.
+    """The digits: a fifth held out, the rest in parts of equal size and like classes.
 
     `present`: only the parts of the first so many devices are kept.
     """
@@ -58,12 +55,10 @@ def load_task_data(task: TaskSettings, *, seed: int, present: int | None = None)
         targets=labels.astype(np.int64),
     )
     order = np.random.default_rng(seed).permutation(len(labels))
-    n_test, n_public = int(len(labels) * TEST_FRACTION), int(len(labels) * task.public_fraction)
-    test_ids, public_ids, private_ids = np.split(order, [n_test, n_test + n_public])
+    test_ids, private_ids = np.split(order, [int(len(labels) * TEST_FRACTION)])
     parts = iid(len(private_ids), task.devices, seed=seed)
     return TaskData(
         test=whole.take(np.sort(test_ids)),
-        public=whole.take(np.sort(public_ids)),
         devices=tuple(whole.take(np.sort(private_ids[part])) for part in parts[:present]),
     )
 
