@@ -376,9 +376,8 @@ class Daemon:
         needed = self._session.needed_blobs()
         for sha256 in self._courier.fetching - needed:
             self._courier.cancel(sha256)
-        residual = self._session.state.residual
         try:
-            self._spool.sweep(keep_blobs=needed, keep_residual=None if residual is None else residual.name)
+            self._spool.sweep(keep_blobs=needed, keep_residuals=self._session.needed_residuals())
         except ResourceError as exc:
             logger.error("%s", exc)
 

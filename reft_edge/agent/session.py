@@ -16,6 +16,9 @@ Weights may come as a delta to those of an earlier task (`wire.deltas`). What th
 else has to be remembered: its weights, as the next delta's base, and until training has ended the base of its own.
 Where the delta cannot be had or does not fit, the whole weights are fetched, once a task, and nothing fails.
 
+What an update's encoding left out goes into the next one. Where the coordinator remembers something as well, the task
+names the update that it remembers: two are kept here, the last one and the one before it, until that is known.
+
 Being connected is not a state here: training goes on while the broker is away.
 """
 
@@ -40,6 +43,7 @@ from reft_edge.agent.session_words import (
     ReadManifest,
     ReleaseWorker,
     ReminderDue,
+    Residual,
     RunClosed,
     Say,
     SessionEvent,
@@ -54,6 +58,7 @@ from reft_edge.agent.session_words import (
 )
 from reft_edge.bundle.manifest import BlobRef
 from reft_edge.errors import LocalProtocolError
+from reft_edge.wire.compensation_names import keeps_memory
 from reft_edge.wire.messages import Accepted, Done, Failed, Progress, Refused, Task
 
 MAX_ATTEMPTS = 3
@@ -81,6 +86,10 @@ class Session:
             return (Sweep(),)
         self.state, actions = _begin(state, task, now, attempts=state.attempts, again=True)
         return actions
+
+    def needed_residuals(self) -> frozenset[str]:
+        """File names of what the next update may go on from."""
+        return frozenset(one.name for one in (self.state.residual, self.state.merged) if one is not None)
 
     def obey_only(self, signer: str) -> bool:
         """Where messages are checked, before `resume`: forget a task that this signer did not sign. Was there one?
@@ -132,6 +141,7 @@ def _begin(state: SessionState, task: Task, now: float, *, attempts: int = 0, ag
         whole=state.whole and again,
         attempts=attempts,
         residual=state.residual,
+        merged=state.merged,
         mark=state.mark,
     )
     return fresh, (
@@ -227,7 +237,16 @@ def _part_fetched(state: SessionState, event: BlobFetched, now: float) -> _Step:
         download_s=max(0.0, now - state.began_at),
         attempts=state.attempts + 1,
     )
-    return training, (StartTraining(task=_task(state), residual=state.residual),)
+    return training, (StartTraining(task=_task(state), residual=_residual(state)),)
+
+
+def _residual(state: SessionState) -> Residual | None:
+    """What the encoding goes on from. With a shared memory that is what the coordinator names, or nothing."""
+    task = _task(state)
+    if not keeps_memory(task.plan.compensation):
+        return state.residual
+    known = (state.residual, state.merged)
+    return next((one for one in known if one is not None and one.update == task.memory), None)
 
 
 def _blob_lost(state: SessionState, event: BlobLost, _now: float) -> _Step:
@@ -281,7 +300,13 @@ def _finished(state: SessionState, event: TrainingFinished, _now: float) -> _Ste
         return state, ()
     measured = msgspec.structs.replace(event.measured, download_s=state.download_s, down_bytes=state.down_bytes)
     done = Done(task=task.task, round=task.round, update=event.update, measured=measured)
-    uploading = msgspec.structs.replace(state, phase=Phase.UPLOADING, outcome=done, residual=event.residual)
+    uploading = msgspec.structs.replace(
+        state,
+        phase=Phase.UPLOADING,
+        outcome=done,
+        residual=event.residual,
+        merged=_residual(state) if keeps_memory(task.plan.compensation) else None,
+    )
     return uploading, (Say(report=done), Sweep())
 
 

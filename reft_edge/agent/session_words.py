@@ -26,12 +26,14 @@ class Phase(enum.Enum):
 
 
 class Residual(msgspec.Struct, frozen=True, kw_only=True):
-    """What quantization left of the last update (error feedback), kept by the worker in the spool."""
+    """What the next update's encoding goes on from (`wire.compensation`), kept by the worker in the spool."""
 
     name: str
     """File name in the spool's folder of residuals."""
     key: str
-    """The run and the variant it belongs to; it means nothing to any other."""
+    """The run, the variant and the method it belongs to; it means nothing to any other."""
+    update: str = ""
+    """SHA-256 of the update that left it."""
 
 
 class Mark(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +65,10 @@ class SessionState(msgspec.Struct, frozen=True, kw_only=True):
     outcome: Refused | Failed | Done | None = None
     """How the task ended, to be said again when the task is delivered again."""
     residual: Residual | None = None
+    """Of the last update."""
+    merged: Residual | None = None
+    """Where the coordinator has a memory as well: what the last update went on from. It may not be merged, and the next
+    one goes on from here again then."""
     mark: Mark | None = None
     """Of the message on `task` that was accepted last; outlives tasks and runs."""
 

@@ -8,7 +8,7 @@
       blobs/           models, weights and the update, by SHA-256 (also written by the worker)
       rebuilt/         weights that were put together from a base and a delta, by the SHA-256 of the blob they stand for
                        (written by the worker)
-      residuals/       what quantization left of the last update (written by the worker)
+      residuals/       what the next update's encoding goes on from (written by the worker)
 
 Small files are replaced atomically. A file that cannot be read as what it should be is treated as absent: the worst
 that follows is that something is fetched, measured or trained again.
@@ -114,11 +114,11 @@ class Spool:
         """Whether the weights of this blob are here, fetched or rebuilt."""
         return self.blobs.has(sha256) or (self.rebuilt / sha256).is_file()
 
-    def sweep(self, *, keep_blobs: AbstractSet[str], keep_residual: str | None) -> None:
+    def sweep(self, *, keep_blobs: AbstractSet[str], keep_residuals: AbstractSet[str]) -> None:
         """Remove blobs, also rebuilt ones, and residuals that nothing names any more."""
         freed = self.blobs.sweep(set(keep_blobs))
         _clear(self.rebuilt, keep=keep_blobs)
-        _clear(self.residuals, keep={keep_residual})
+        _clear(self.residuals, keep=keep_residuals)
         if freed:
             logger.debug("swept %d bytes from the spool", freed)
 
@@ -136,7 +136,7 @@ class Spool:
         write_atomically(self.root / name, msgspec.json.encode(value))
 
 
-def _clear(folder: Path, *, keep: AbstractSet[str | None]) -> None:
+def _clear(folder: Path, *, keep: AbstractSet[str]) -> None:
     try:
         for path in folder.iterdir():
             if path.name not in keep:

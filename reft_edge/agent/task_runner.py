@@ -29,11 +29,17 @@ from reft_edge.data.load import load_dataset
 from reft_edge.errors import BundleError, DataError, ReftError, ResourceError
 from reft_edge.profiling.thermal import read_thermal
 from reft_edge.wire.blobs import BlobStore
-from reft_edge.wire.compensation.error_feedback import ErrorFeedback
+from reft_edge.wire.codec_names import Selective
+from reft_edge.wire.codecs import weight_norms
+from reft_edge.wire.compensation.methods import update_encoder
+from reft_edge.wire.compensation_names import compensation_name, keeps_memory
 from reft_edge.wire.messages import Measured, Task, UpdateManifest
 
 if TYPE_CHECKING:
     from reft_edge.types import Array, Tensors
+
+MAX_STATES = 2
+"""float32 tensors for each of the model's that a method of compensation keeps at most (`wire.compensation`)."""
 
 logger = logging.getLogger(__name__)
 
@@ -164,21 +170,25 @@ class TaskRunner:
     def _store(
         self, command: Train, manifest: Manifest, received: dict[str, Array], trained: TrainedRound, data: _LoadedData
     ) -> Finished:
-        """Encode what training changed, plus what quantization left of the last update; both go to the spool."""
-        task = command.task
+        """Encode what training changed, going on from the last update; update and state go to the spool."""
+        task, plan = command.task, command.task.plan
+        norms = weight_norms(received) if isinstance(plan.update_codec, Selective) else None
         delta = _subtract(trained.tensors, received)
-        key = f"{task.run}:{manifest.training_graph.sha256}"
-        feedback = ErrorFeedback(task.plan.update_codec, self._read_residual(command.residual, key, manifest))
-        rng = np.random.default_rng(derive_seed(self._configure.device, str(task.plan.seed), "codec"))
-        blob = self._blobs.put(feedback.encode(delta, rng=rng))
+        key = f"{task.run}:{manifest.training_graph.sha256}:{compensation_name(plan.compensation)}"
+        known = self._read_residual(command.residual, key, manifest)
+        encoder = update_encoder(plan.compensation, plan.update_codec, known)
+        rng = np.random.default_rng(derive_seed(self._configure.device, str(plan.seed), "codec"))
+        blob = self._blobs.put(encoder.encode(delta, rng=rng, norms=norms))
         residual = None
-        if feedback.state:
-            # A new name for each task: until the daemon has noted it, a repetition starts from the old one.
-            residual = Residual(name=f"{task.task}.safetensors.zst", key=key)
-            write_atomically(self._residuals / residual.name, pack_tensors(feedback.state))
+        if encoder.state:
+            # A new name for each update: until the daemon has noted it, a repetition starts from the old one.
+            name = f"{task.task}-{blob.sha256[:16]}.safetensors.zst"
+            residual = Residual(name=name, key=key, update=blob.sha256)
+            write_atomically(self._residuals / name, pack_tensors(encoder.state))
         update = UpdateManifest(
             blob=blob,
-            codec=task.plan.update_codec,
+            codec=plan.update_codec,
+            memory=task.memory if known is not None and keeps_memory(plan.compensation) else None,
             training_samples=len(data.training),
             holdout_samples=len(data.holdout),
             loss_first=trained.loss_first,
@@ -199,14 +209,15 @@ class TaskRunner:
         return Finished(task=task.task, update=update, measured=measured, residual=residual)
 
     def _read_residual(self, residual: Residual | None, key: str, manifest: Manifest) -> Tensors | None:
-        """The residual if it belongs to this run and these graphs. A lost one costs a rounding error, not the task."""
+        """What was kept, if it belongs to this run, these graphs and this method. A lost one costs precision, not the
+        task."""
         if residual is None or residual.key != key:
             return None
-        limit = container_limit(sum(4 * spec.n_elements for spec in manifest.tensors))
+        limit = container_limit(sum(MAX_STATES * 4 * spec.n_elements for spec in manifest.tensors) + 4)
         try:
             return unpack_tensors((self._residuals / residual.name).read_bytes(), max_bytes=limit)[0]
         except (OSError, BundleError) as exc:
-            logger.warning("the residual of the last update is lost: %s", exc)
+            logger.warning("what the last update left is lost: %s", exc)
             return None
 
 

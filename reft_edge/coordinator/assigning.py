@@ -21,6 +21,7 @@ from reft_edge.coordinator.policies import Ladder
 from reft_edge.coordinator.prediction import Correction, Option, Workload, correct
 from reft_edge.coordinator.prediction import Device as PlanDevice
 from reft_edge.coordinator.records import AssignmentRecord, Prediction, RoundKey, UpdateState
+from reft_edge.wire.compensation.methods import codec_in_round
 from reft_edge.wire.messages import Measured, TrainingPlan
 
 if TYPE_CHECKING:
@@ -148,7 +149,8 @@ class Planner:
                 learning_rate=training.learning_rate,
                 learning_rate_schedule=training.schedule,
                 seed=device_seed(self._settings.seed, key.number, item.device),
-                update_codec=training.update_encoding,
+                update_codec=codec_in_round(training.update_encoding, training.compensation_method, key.number),
+                compensation=training.compensation_method,
             ),
         )
 

@@ -264,7 +264,8 @@ class Collector:
     def _unwanted(self, current: OpenRound, device: str, report: Done) -> str:
         assignment = current.assignments[device]
         manifest = current.variants[assignment.variant].manifest
-        return unwanted_reason(report.update, manifest, assignment.plan.update_codec)
+        memory = None if assignment.memory is None else assignment.memory.update
+        return unwanted_reason(report.update, manifest, assignment.plan.update_codec, memory=memory)
 
     # Updates.
 
@@ -280,7 +281,8 @@ class Collector:
             check_update(contribution, self._blobs, max_steps=current.max_steps(record))
         except BundleError as exc:
             # What our own disk has lost is not held against the device; a damaged blob is gone when it has been read.
-            ours = not (self._blobs.has(sha256) and self._blobs.has(contribution.weights.blob.sha256))
+            needed = (contribution.update.blob, contribution.weights.blob, contribution.memory)
+            ours = not all(self._blobs.has(ref.sha256) for ref in needed if ref is not None)
             reason = str(exc)[:MAX_REASON]  # may quote names out of the update
             self._reject(current, record, reason, now, fate="damaged" if ours else "rejected")
             return

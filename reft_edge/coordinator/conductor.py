@@ -16,6 +16,7 @@ from reft_edge.coordinator.collecting import Collector
 from reft_edge.coordinator.contributions import update_length
 from reft_edge.coordinator.holdings import download, what_is_held
 from reft_edge.coordinator.learning import metric_records
+from reft_edge.coordinator.memories import recall, remember, within_limit
 from reft_edge.coordinator.network_events import Broken, LinkDown, LinkUp
 from reft_edge.coordinator.open_round import OpenRound
 from reft_edge.coordinator.publishing import Chain, blobs_of, broadcast_blobs, make_task, publish_weights
@@ -114,6 +115,7 @@ class Conductor:
             blobs=self._blobs,
             chain=self._chain(),
         )
+        published = recall(published, within_limit(self._store.memories(self._run)), self._blobs)
         self._store.save_assignments(published)
         current.assignments = {assignment.device: assignment for assignment in published}
         self._advance(current, rounds.Published())
@@ -125,6 +127,13 @@ class Conductor:
             return None
         held = what_is_held(self._store.history(self._run))
         return Chain(codec=codec, bases=self._store.bases(self._run), held=held)
+
+    def _kept_for_the_next(self) -> set[str]:
+        """SHA-256 of what later rounds go on from: weights that deltas start from, and memories."""
+        deltas = self._settings.training.delta_encoding is not None
+        kept = {weights.blob.sha256 for weights in self._store.bases(self._run).values()} if deltas else set()
+        memories = within_limit(self._store.memories(self._run))
+        return kept | {memory.remembered.tensors.sha256 for memory in memories.values()}
 
     def _send(self, current: OpenRound) -> None:
         """Start the clock and give out the tasks. A kill in between is no harm: collecting sends them again."""
@@ -167,7 +176,8 @@ class Conductor:
         number = current.key.number
         metrics = metric_records(outcome.measured, round_number=number)
         state = rounds.advance(current.state, rounds.Merged()).round
-        self._store.save_round(current.key, state, merged=outcome.weights, metrics=metrics)
+        memories = remember(contributions, self._blobs)
+        self._store.save_round(current.key, state, merged=outcome.weights, memories=memories, metrics=metrics)
         current.state = state
         measured = dict(outcome.measured)
         mean, final = measured.get("merged"), measured.get("batch_norm", measured.get("merged"))
@@ -223,10 +233,7 @@ class Conductor:
                 mse=values["mse"],
             )
         )
-        bases = () if self._settings.training.delta_encoding is None else self._store.bases(self._run).values()
-        self._blobs.sweep(
-            self._catalogue.blobs | {record.distilled.sha256} | {weights.blob.sha256 for weights in bases}
-        )
+        self._blobs.sweep(self._catalogue.blobs | {record.distilled.sha256} | self._kept_for_the_next())
 
     # Sending.
 

@@ -14,19 +14,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reft_edge.bundle.bundle import weights_limit
+from reft_edge.bundle.container import container_limit, unpack_tensors
 from reft_edge.bundle.manifest import CrossEntropy
 from reft_edge.coordinator.screening import UpdateLength
 from reft_edge.errors import BundleError
 from reft_edge.wire.codec_names import codec_text
 from reft_edge.wire.codecs import decode_tensors
+from reft_edge.wire.compensation.methods import decode_update
+from reft_edge.wire.compensation_names import Compensation, ErrorFeedbackOptions
 
 if TYPE_CHECKING:
-    from reft_edge.bundle.manifest import Manifest
+    from reft_edge.bundle.manifest import BlobRef, Manifest
     from reft_edge.coordinator.catalogue import CompiledVariant
     from reft_edge.types import Array, Tensors
     from reft_edge.wire.blobs import BlobStore
     from reft_edge.wire.codec_names import Codec
     from reft_edge.wire.messages import UpdateManifest, WeightsRef
+
+DEFAULT_COMPENSATION = ErrorFeedbackOptions()
 
 MAX_NORM_RATIO = 10.0
 """An update may be this many times as long (Euclidean norm over all parameters) as the weights it started from.
@@ -55,6 +60,10 @@ class Contribution:
     weights: WeightsRef
     update: UpdateManifest
     """With no more training samples than the device was planned with, whatever it says now."""
+    compensation: Compensation = DEFAULT_COMPENSATION
+    """What the device was asked to encode with."""
+    memory: BlobRef | None = None
+    """What the update goes on from, where that method has a memory on both sides; None: from nothing."""
 
 
 def received_weights(contribution: Contribution, blobs: BlobStore) -> dict[str, Array]:
@@ -65,14 +74,33 @@ def received_weights(contribution: Contribution, blobs: BlobStore) -> dict[str, 
 
 def read_update(contribution: Contribution, blobs: BlobStore) -> dict[str, Array]:
     """The update's tensors, of the variant's names and shapes. Raises `BundleError`."""
+    return decode_contribution(contribution, blobs)[0]
+
+
+def decode_contribution(contribution: Contribution, blobs: BlobStore) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The update's tensors, and what to remember of the device if they are merged. Raises `BundleError`."""
+    manifest = contribution.variant.manifest
+    memory: Tensors | None = None
+    if contribution.memory is not None:
+        memory = unpack_tensors(blobs.read(contribution.memory), max_bytes=memory_limit(manifest))[0]
     data = blobs.read(contribution.update.blob)
-    return decode_tensors(data, contribution.update.codec, contribution.variant.manifest.tensors)
+    return decode_update(contribution.compensation, data, contribution.update.codec, manifest.tensors, memory)
 
 
-def unwanted_reason(update: UpdateManifest, manifest: Manifest, codec: Codec) -> str:
-    """Why an announced update need not even be pulled; empty when it may be useful."""
+def memory_limit(manifest: Manifest) -> int:
+    """`max_bytes` for `unpack_tensors` on what is remembered of a device: float32, at most one for each tensor."""
+    return container_limit(sum(4 * spec.n_elements for spec in manifest.tensors))
+
+
+def unwanted_reason(update: UpdateManifest, manifest: Manifest, codec: Codec, *, memory: str | None = None) -> str:
+    """Why an announced update need not even be pulled; empty when it may be useful.
+
+    `memory`: the update that the task names for this one to go on from.
+    """
     if update.codec != codec:
         return f"the update is encoded as {codec_text(update.codec)!r}; {codec_text(codec)!r} was asked for"
+    if update.memory not in (None, memory):
+        return "the update goes on from another one than the task names"
     limit = weights_limit(manifest)
     if update.blob.size_bytes > limit:
         return f"the update has {update.blob.size_bytes} bytes; at most {limit} can be of use"

@@ -41,11 +41,14 @@ class OpenRound:
         assignment = self.assignments[record.device]
         if assignment.weights is None:
             raise ValueError(f"assignment {assignment.task!r} has not been published")
+        goes_on = record.manifest.memory is not None and assignment.memory is not None
         return Contribution(
             device=record.device,
             variant=self.variants[assignment.variant],
             weights=assignment.weights,
             update=_as_planned(record.manifest, assignment),
+            compensation=assignment.plan.compensation,
+            memory=assignment.memory.tensors if goes_on and assignment.memory is not None else None,
         )
 
     def max_steps(self, record: UpdateRecord) -> int:

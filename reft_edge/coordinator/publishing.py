@@ -158,6 +158,7 @@ def make_task(
         bundle=assignment.bundle,
         weights=assignment.weights,
         delta=assignment.delta,
+        memory=None if assignment.memory is None else assignment.memory.update,
         plan=assignment.plan,
         deadline=deadline,
         classes=classes,

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias, get_args
 import msgspec
 
 from reft_edge.bundle.manifest import BlobRef
+from reft_edge.wire.compensation_names import Compensation
 from reft_edge.wire.messages import (
     Measured,
     ProfileAnnouncement,
@@ -113,6 +114,14 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
         return self.download_s + self.start_s + self.training_s + self.evaluation_s + self.upload_s
 
 
+class Remembered(msgspec.Struct, frozen=True, kw_only=True):
+    """What is remembered of a device's updates, for compensation with a shared memory."""
+
+    update: str
+    """SHA-256 of the merged update up to which it goes."""
+    tensors: BlobRef
+
+
 class AssignmentRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One device's part in a round."""
 
@@ -128,12 +137,24 @@ class AssignmentRecord(msgspec.Struct, frozen=True, kw_only=True):
     weights: WeightsRef | None = None
     delta: WeightsDelta | None = None
     """To `weights` from those of the variant's last round."""
+    memory: Remembered | None = None
+    """What the device's update may go on from."""
     broadcast: bool = False
     standing: str = "asked"
     update: str | None = None
     reason: str = ""
     failure: str = ""
     """Kind of failure that the device named, for example `out_of_memory`."""
+
+
+class MergedMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """What is remembered of a device since its last merged update, and what that update was for."""
+
+    device: str
+    round: int
+    variant: str
+    method: Compensation
+    remembered: Remembered
 
 
 class TaskOwner(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,6 +178,8 @@ class UpdateRecord(msgspec.Struct, frozen=True, kw_only=True):
     at: float
     """When it came to this state."""
     reason: str = ""
+    memory: BlobRef | None = None
+    """Of a merged one: what is remembered of its device from then on, where its compensation asks for it."""
 
 
 class VariantRecord(msgspec.Struct, frozen=True, kw_only=True):

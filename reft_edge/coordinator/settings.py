@@ -23,7 +23,8 @@ from reft_edge.coordinator.rejection_settings import RejectionSettings
 from reft_edge.coordinator.rounds import RoundRules
 from reft_edge.data.settings import DataSettings
 from reft_edge.errors import ConfigError
-from reft_edge.wire.codec_names import Codec, CodecName, codec_text, find_codec, keeps_every_entry
+from reft_edge.wire.codec_names import Codec, CodecName, RandomK, codec_text, find_codec, keeps_every_entry
+from reft_edge.wire.compensation_names import Compensation, CompensationName, Uncompensated, find_compensation
 from reft_edge.wire.endpoint import BrokerSettings
 from reft_edge.wire.topics import check_name
 
@@ -70,9 +71,15 @@ class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """A name, or a table with a name and its options; so is `weights_codec`."""
     weights_codec: CodecName | Codec = "float16"
     """Weights on the way down; half the bytes of float32 for a rounding error far below a training step."""
-
     delta_codec: Literal["none"] | CodecName | Codec = "int8"
     """From the second round on, new weights travel as their difference from the last ones; `none`: always whole."""
+
+    compensation: CompensationName | Compensation = "error_feedback"
+    """What becomes of what `update_codec` leaves out: a name, or a table with a name and its options."""
+
+    @property
+    def compensation_method(self) -> Compensation:
+        return find_compensation(self.compensation)
 
     @property
     def delta_encoding(self) -> Codec | None:
@@ -230,6 +237,7 @@ def check_federation(settings: FederationSettings) -> None:
             f"[training] weights_codec = {codec_text(settings.training.weights_encoding)!r} leaves out entries, which "
             "whole weights cannot do without; it is for update_codec and delta_codec"
         )
+    _check_unbiased(settings.training)
     find_policy(settings.planning.policy)
     if settings.planning.limits is not None and not settings.planning.limits.given:
         raise ConfigError("[planning] limits is empty; give parameters, macs or weight_bytes, or leave it out")
@@ -239,6 +247,18 @@ def check_federation(settings: FederationSettings) -> None:
     if settings.distillation.epochs and settings.data.public is None:
         raise ConfigError(
             "distillation needs public data: give [data] public = { path = ... }, or set [distillation] epochs = 0"
+        )
+
+
+def _check_unbiased(training: TrainingSettings) -> None:
+    """Raises `ConfigError` for a codec that is right in expectation where what it leaves out is added up."""
+    delta, update = training.delta_encoding, training.update_encoding
+    if isinstance(delta, RandomK) and delta.unbiased:
+        raise ConfigError("[training] delta_codec random_k is unbiased: its error would grow with every round")
+    compensated = not isinstance(training.compensation_method, Uncompensated)
+    if isinstance(update, RandomK) and update.unbiased and compensated:
+        raise ConfigError(
+            '[training] update_codec random_k is unbiased, and what it leaves out would grow; set compensation = "none"'
         )
 
 

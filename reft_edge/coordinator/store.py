@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import fcntl
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, TypeVar
 
 import msgspec
@@ -34,8 +35,10 @@ from reft_edge.coordinator.records import (
     AssignmentRecord,
     DeviceRecord,
     ExportRecord,
+    MergedMemory,
     MetricRecord,
     QuarantineRecord,
+    Remembered,
     RoundKey,
     RoundRecord,
     RunRecord,
@@ -172,6 +175,7 @@ class Store:
         devices: Iterable[str] = (),
         updates: Sequence[UpdateRecord] = (),
         merged: BlobRef | None = None,
+        memories: Mapping[str, BlobRef] = MappingProxyType({}),
         distilled: BlobRef | None = None,
         metrics: Sequence[MetricRecord] = (),
         closed_at: float | None = None,
@@ -179,7 +183,8 @@ class Store:
         """The round's state, and in the same transaction what made it so.
 
         `devices` are those whose part has changed. `distilled` are also the weights that the
-        next round starts with. With `merged`, the updates that count change to state `merged`.
+        next round starts with. With `merged`, the updates that count change to state `merged`, and `memories` are what
+        is remembered of their devices from then on.
         """
         columns: dict[str, Any] = {
             "phase": state.phase.value,
@@ -199,7 +204,7 @@ class Store:
             for record in updates:
                 _upsert(connection, tables.updates, _update_columns(record))
             if merged is not None:
-                _mark_merged(connection, key, state)
+                _mark_merged(connection, key, state, memories)
             if distilled is not None:
                 table = tables.runs
                 connection.execute(update(table).where(table.c.run == key.run).values(weights=distilled))
@@ -232,6 +237,24 @@ class Store:
         with self._transaction() as connection:
             rows = connection.execute(query.order_by(table.c.number))
             return {str(variant): weights for _, variant, weights in rows}
+
+    def memories(self, run: str) -> list[MergedMemory]:
+        """What is remembered of each device of a run since its last merged update; of those whose compensation asks."""
+        updates, tasks = tables.updates, tables.assignments
+        columns = (tasks.c.device, tasks.c.number, tasks.c.variant, tasks.c.plan, updates.c.sha256, updates.c.memory)
+        query = select(*columns).join(tasks, tasks.c.task == updates.c.task).order_by(tasks.c.number)
+        last: dict[str, MergedMemory | None] = {}
+        with self._transaction() as connection:
+            for row in connection.execute(query.where(tasks.c.run == run, updates.c.state == "merged")):
+                device, number, variant, plan, sha256, tensors = row
+                last[device] = tensors and MergedMemory(
+                    device=device,
+                    round=number,
+                    variant=variant,
+                    method=plan.compensation,
+                    remembered=Remembered(update=sha256, tensors=tensors),
+                )
+        return [memory for memory in last.values() if memory is not None]
 
     def task_owner(self, task: str) -> TaskOwner | None:
         """Whose task it is, of any run; None for a task that nobody knows."""
@@ -464,8 +487,8 @@ def _upsert(connection: Connection, table: Table, values: dict[str, Any]) -> Non
     connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed))
 
 
-def _mark_merged(connection: Connection, key: RoundKey, state: Round) -> None:
+def _mark_merged(connection: Connection, key: RoundKey, state: Round, memories: Mapping[str, BlobRef]) -> None:
     table = tables.updates
     for device, sha256 in state.counted.items():
         chosen = (table.c.task == key.task(device), table.c.sha256 == sha256)
-        connection.execute(update(table).where(*chosen).values(state="merged"))
+        connection.execute(update(table).where(*chosen).values(state="merged", memory=memories.get(device)))

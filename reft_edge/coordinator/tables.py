@@ -13,7 +13,7 @@ from sqlalchemy import Boolean, Column, Dialect, Float, ForeignKeyConstraint, In
 from sqlalchemy.types import TypeDecorator
 
 from reft_edge.bundle.manifest import BlobRef
-from reft_edge.coordinator.records import Prediction
+from reft_edge.coordinator.records import Prediction, Remembered
 from reft_edge.wire.messages import (
     Measured,
     ProfileAnnouncement,
@@ -128,6 +128,7 @@ assignments = Table(
     Column("bundle", Json(BlobRef)),
     Column("weights", Json(WeightsRef)),
     Column("delta", Json(WeightsDelta)),
+    Column("memory", Json(Remembered)),
     Column("broadcast", Boolean, nullable=False),
     Column("standing", String, nullable=False),
     Column("update", String),
@@ -148,6 +149,7 @@ updates = Table(
     Column("state", String, nullable=False),
     Column("at", Float, nullable=False),
     Column("reason", Text, nullable=False),
+    Column("memory", Json(BlobRef)),
     ForeignKeyConstraint(["task"], ["assignments.task"]),
 )
 

@@ -65,6 +65,11 @@ def find_compensation(choice: CompensationName | Compensation) -> Compensation:
     return _BY_NAME[choice] if isinstance(choice, str) else choice
 
 
+def compensation_name(compensation: Compensation) -> str:
+    """The method without its options."""
+    return str(compensation.__struct_config__.tag)
+
+
 def keeps_memory(compensation: Compensation) -> bool:
     """Whether the coordinator, too, must keep tensors for each device between rounds."""
     return isinstance(compensation, EF21Options | EControlOptions)

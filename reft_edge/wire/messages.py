@@ -16,6 +16,7 @@ from reft_edge.bundle.manifest import MAX_AXES, BlobRef, Count
 from reft_edge.errors import RemoteProtocolError
 from reft_edge.profiling.profile import DeviceProfile
 from reft_edge.wire.codec_names import Codec, Float32, Int8
+from reft_edge.wire.compensation_names import Compensation, ErrorFeedbackOptions
 
 SCHEMA = 1
 
@@ -88,6 +89,8 @@ class TrainingPlan(msgspec.Struct, frozen=True, kw_only=True):
     """`cosine`: from `learning_rate` to 0 over the steps of this round (Loshchilov and Hutter, arXiv 1608.03983)."""
     seed: Annotated[int, Meta(ge=0, le=2**62)]
     update_codec: Codec = Int8()
+    compensation: Compensation = ErrorFeedbackOptions()
+    """What becomes of what the codec leaves out."""
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True, tag="task"):
@@ -104,6 +107,9 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, tag="task"):
     """What the device trains from, and what its update is the difference to."""
     delta: WeightsDelta | None = None
     """Fewer bytes to the same weights. Where anything about it is in doubt, the device fetches `weights`."""
+    memory: Digest | None = None
+    """The device's last merged update, where the plan's compensation has a memory that coordinator and device share:
+    what is remembered here goes up to that one. A device that does not remember the same starts from nothing."""
     plan: TrainingPlan
     deadline: Seconds
     """Unix time after which an update counts as late."""
@@ -178,6 +184,8 @@ class UpdateManifest(msgspec.Struct, frozen=True, kw_only=True):
 
     blob: BlobRef
     codec: Codec
+    memory: Digest | None = None
+    """The task's, if the update goes on from it; None if from nothing."""
     training_samples: Count
     holdout_samples: Count = 0
     loss_first: float | None = None

@@ -117,7 +117,7 @@ def test_base_and_delta_give_the_weights_and_the_next_base(scene: Scene) -> None
     weights = WeightsRef(blob=Spool(scene.spool.root / "x", max_blob_bytes=2**24).blobs.put(last.blob), codec=Float16())
     scene.task = msgspec.structs.replace(scene.task, delta=delta, weights=weights)
     assert scene.is_right(scene.read())
-    scene.spool.sweep(keep_blobs={weights.blob.sha256}, keep_residual=None)
+    scene.spool.sweep(keep_blobs={weights.blob.sha256}, keep_residuals=frozenset())
     assert scene.kept == [weights.blob.sha256]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -15,6 +16,7 @@ from reft_edge.agent.session import MAX_ATTEMPTS, Session
 from reft_edge.bundle.manifest import BlobRef
 from reft_edge.errors import LocalProtocolError
 from reft_edge.wire.codec_names import Int8
+from reft_edge.wire.compensation_names import EF21Options
 from reft_edge.wire.messages import (
     Accepted,
     Done,
@@ -289,6 +291,55 @@ def test_what_was_fetched_is_told_and_what_was_here_is_not() -> None:
     outcome = session.state.outcome
     assert isinstance(outcome, Done)
     assert outcome.measured.down_bytes == ref(1).size_bytes + PARTS[1].size_bytes + DELTA.size_bytes
+
+
+def shared(name: str, round_: int, memory: str | None) -> s.TaskArrived:
+    """A task whose compensation has a memory on both sides; `memory` is the update that it names."""
+    plan = msgspec.structs.replace(task().plan, compensation=EF21Options())
+    return s.TaskArrived(task=msgspec.structs.replace(task(name, round_), plan=plan, memory=memory))
+
+
+def trained(session: Session, arrived: s.TaskArrived) -> s.Residual | None:
+    """Bring a session to the end of a training; what the worker was told to go on from."""
+    for event in (arrived, *TRAINING[1:]):
+        actions = session.handle(event, 0.0)
+    (start,) = (action for action in actions if isinstance(action, s.StartTraining))
+    name = arrived.task.task
+    left = s.Residual(name=f"{name}.zst", key="k", update=update_of(name).sha256)
+    session.handle(replace(finished(name), residual=left), 1.0)
+    return start.residual
+
+
+def test_a_shared_memory_goes_on_from_what_the_coordinator_names_and_from_nothing_else() -> None:
+    one, two = update_of("t1").sha256, update_of("t22").sha256
+    session = Session()
+    assert trained(session, shared("t1", 1, None)) is None
+    first = session.state.residual
+    assert first is not None
+    assert trained(session, shared("t22", 2, one)) == first
+    # The second update was late: the coordinator still remembers the first, and so does the device.
+    assert session.needed_residuals() == {"t1.zst", "t22.zst"}
+    assert trained(session, shared("t333", 3, one)) == first
+    assert session.needed_residuals() == {"t1.zst", "t333.zst"}
+    # What it does not remember, or the coordinator does not, is nothing.
+    assert trained(session, shared("t4444", 4, two)) is None
+    assert session.needed_residuals() == {"t4444.zst"}
+    assert trained(session, shared("t55555", 5, None)) is None
+    session.handle(s.RunClosed(), 9.0)
+    assert session.needed_residuals() == frozenset()
+
+
+def test_training_again_after_the_update_was_lost_goes_on_from_the_same() -> None:
+    session = Session()
+    trained(session, shared("t1", 1, None))
+    first = session.state.residual
+    arrived = shared("t22", 2, update_of("t1").sha256)
+    trained(session, arrived)
+    again = Session(msgspec.json.decode(msgspec.json.encode(session.state), type=s.SessionState))
+    again.resume(update_is_here=False, now=5.0)
+    for event in TRAINING[1:]:
+        actions = again.handle(event, 6.0)
+    assert actions == (s.StartTraining(task=arrived.task, residual=first),)
 
 
 class Device:

@@ -34,11 +34,14 @@ from reft_edge.agent.supervisor import Supervisor, WorkerEnded, WorkerSaid, expl
 from reft_edge.agent.trainer import Trainer
 from reft_edge.agent.training import derive_seed, split_seed
 from reft_edge.bundle.bundle import Bundle
+from reft_edge.bundle.container import unpack_tensors
 from reft_edge.data.dataset import batches
 from reft_edge.data.load import load_dataset
 from reft_edge.data.settings import DataSettings
-from reft_edge.wire.codec_names import Float32
+from reft_edge.wire.codec_names import Float32, TopK
 from reft_edge.wire.codecs import decode_tensors, encode_tensors
+from reft_edge.wire.compensation.methods import decode_update
+from reft_edge.wire.compensation_names import EControlOptions, EF21Options, ErrorFeedbackOptions
 from reft_edge.wire.messages import Task, TrainingPlan, WeightsRef
 
 TIMEOUT_S = 60.0
@@ -149,6 +152,45 @@ def test_what_quantization_leaves_out_is_in_the_next_update(make_bench: Callable
     # A kill between the residual's writing and the daemon's note of it repeats the task from the old residual.
     bench.train(bench.task("two"), first.residual)
     assert bench.hear(Finished).update.blob == second.update.blob
+
+
+@pytest.mark.parametrize("method", [EF21Options(), EControlOptions(strength=0.5)])
+def test_a_shared_memory_is_the_same_on_both_sides_and_is_named(
+    make_bench: Callable[..., Bench], method: EF21Options | EControlOptions
+) -> None:
+    bench = make_bench()
+    plan = msgspec.structs.replace(PLAN, update_codec=TopK(fraction=0.3), compensation=method)
+    specs, read = bench.bundle.manifest.tensors, bench.spool.blobs.read
+
+    bench.train(bench.task("one", plan))
+    first = bench.hear(Finished)
+    assert first.update.memory is None
+    assert first.residual is not None
+    assert first.residual.update == first.update.blob.sha256
+    _, memory = decode_update(method, read(first.update.blob), plan.update_codec, specs, None)
+
+    following = msgspec.structs.replace(bench.task("two", plan), memory=first.update.blob.sha256)
+    bench.train(following, first.residual)
+    second = bench.hear(Finished)
+    assert second.update.memory == first.update.blob.sha256
+    update, memory = decode_update(method, read(second.update.blob), plan.update_codec, specs, memory)
+    assert second.residual is not None
+    packed = (bench.spool.residuals / second.residual.name).read_bytes()
+    kept, _ = unpack_tensors(packed, max_bytes=2**24)
+    for name, estimate in memory.items():
+        prefix = "" if isinstance(method, EF21Options) else "estimate::"
+        np.testing.assert_array_equal(kept[prefix + name], estimate)
+    expected = reference_update(bench)["4.weight"]
+    alone, _ = decode_update(method, read(first.update.blob), plan.update_codec, specs, None)
+    assert np.linalg.norm(update["4.weight"] - expected) < np.linalg.norm(alone["4.weight"] - expected)
+
+    # What was kept is lost, or of another method: the update goes on from nothing, and says so.
+    (bench.spool.residuals / first.residual.name).unlink()
+    bench.train(following, first.residual)
+    assert bench.hear(Finished).update.memory is None
+    other = msgspec.structs.replace(plan, compensation=ErrorFeedbackOptions())
+    bench.train(msgspec.structs.replace(following, plan=other), second.residual)
+    assert bench.hear(Finished).update.memory is None
 
 
 def test_a_cancelled_training_ends_and_the_next_begins(make_bench: Callable[..., Bench]) -> None:

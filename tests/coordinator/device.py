@@ -5,10 +5,11 @@ It trains for real, with the agent's `Trainer`. `behaviour` makes it misbehave i
 
 from __future__ import annotations
 
+import hashlib
 import queue
 import threading
 import time
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import numpy as np
@@ -25,10 +26,15 @@ from reft_edge.wire import messages, mqtt, topics
 from reft_edge.wire.blobs import BlobStore
 from reft_edge.wire.codec_names import codec_text
 from reft_edge.wire.codecs import encode_tensors
+from reft_edge.wire.compensation.methods import update_encoder
+from reft_edge.wire.compensation_names import keeps_memory
 from reft_edge.wire.endpoint import BrokerSettings
 from reft_edge.wire.signing import SigningKey, seal, unseal
 from reft_edge.wire.transfer import Courier, Delivered, Fetched
 from tests.certificates import Issued
+
+if TYPE_CHECKING:
+    from reft_edge.types import Array
 
 Behaviour = Literal[
     "good",
@@ -94,6 +100,8 @@ class Device:
         self.name = name
         self.tasks: list[messages.Task] = []
         self.closed = threading.Event()
+        self.states: dict[str, dict[str, Array]] = {}
+        """By update (SHA-256): what the next one may go on from."""
         self._dataset = dataset
         self._federation = federation
         self._behaviour = behaviour
@@ -275,6 +283,7 @@ class Device:
             update=messages.UpdateManifest(
                 blob=blob,
                 codec=task.plan.update_codec,
+                memory=task.memory if task.memory in self.states else None,
                 training_samples=samples,
                 loss_first=self._losses[0],
                 loss_last=self._losses[-1],
@@ -296,12 +305,21 @@ class Device:
             self._report(done)
 
     def _encode(self, task: messages.Task, update: _Tensors) -> bytes:
+        if keeps_memory(task.plan.compensation):
+            return self._encode_from(task, update)
         if self._behaviour != "nan":
             return encode_tensors(update.values, task.plan.update_codec)
         tensors = encoded_tensors(update.values, task.plan.update_codec)
         name = next(name for name, values in tensors.items() if values.dtype == np.float32)
         tensors[name] = np.full_like(tensors[name], np.nan)
         return pack_tensors(tensors, {"codec": codec_text(task.plan.update_codec)})
+
+    def _encode_from(self, task: messages.Task, update: _Tensors) -> bytes:
+        """Go on from what the coordinator names, and remember what comes after it."""
+        encoder = update_encoder(task.plan.compensation, task.plan.update_codec, self.states.get(task.memory or ""))
+        data = encoder.encode(update.values)
+        self.states[hashlib.sha256(data).hexdigest()] = encoder.state
+        return data
 
     def _report(self, report: messages.Report) -> None:
         self._last_report = report

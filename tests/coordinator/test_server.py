@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime as ort
 import pytest
+from msgspec.structs import replace as replace_struct
 
 from reft_edge.coordinator import events
 from reft_edge.coordinator.preparation import prepare
@@ -17,6 +19,8 @@ from reft_edge.coordinator.store import Store
 from reft_edge.data.dataset import Dataset
 from reft_edge.errors import ConfigError, FederationError
 from reft_edge.simulation.brokers import find_mosquitto
+from reft_edge.wire.codec_names import TopK
+from reft_edge.wire.compensation_names import EControlOptions, EF21Options
 from reft_edge.wire.endpoint import BrokerSettings
 from tests.coordinator.device import Device
 
@@ -323,6 +327,44 @@ def test_a_run_goes_on_after_an_interruption_at_any_moment(write, fleet):
     assert summary.updates == {"merged": 4}
     assert summary.final("accuracy") > 0.9
     assert all(len({task.task for task in device.tasks}) == 2 for device in devices)
+
+
+@ONE_KIND
+@pytest.mark.parametrize("method", [EF21Options(), EControlOptions()])
+def test_both_sides_remember_the_same_whatever_interrupts_them(write, fleet, method):
+    """The second device's first update goes wrong, another's is announced twice: only what is merged is remembered."""
+    preparation = write(3, rounds=3, quorum=0.6)
+    training = replace_struct(preparation.settings.training, update_codec=TopK(fraction=0.2), compensation=method)
+    preparation = replace(preparation, settings=replace_struct(preparation.settings, training=training))
+    good, broken, again = fleet("good", "diverges", "again")
+    waiting = [events.UpdateSeen, events.RoundMerged, events.RoundDistilled, events.RoundClosed, events.UpdateSeen]
+
+    def listener(event):
+        if waiting and isinstance(event, waiting[0]):
+            del waiting[0]
+            raise InterruptedTestError
+
+    while waiting:
+        with pytest.raises(InterruptedTestError):
+            Coordinator(preparation, listener=listener).run()
+    summary = Coordinator(preparation, listener=listener).run()
+    assert summary.updates["merged"] == 6
+    assert summary.final("accuracy") > 0.9
+
+    assert [task.memory for task in broken.tasks] == [None] * 3
+    with contextlib.closing(Store(preparation.directory)) as store:
+        merged = {
+            device.name: [record.manifest for record in store.updates(summary.run, state="merged")
+                          if record.device == device.name]
+            for device in (good, again)
+        }  # fmt: skip
+        memories = {memory.device: memory.remembered for memory in store.memories(summary.run)}
+    assert memories.keys() == {good.name, again.name}
+    for device in (good, again):
+        named = [task.memory for task in device.tasks]
+        assert named == [None, *(update.blob.sha256 for update in merged[device.name][:-1])]
+        assert [update.memory for update in merged[device.name]] == named
+        assert memories[device.name].update == merged[device.name][-1].blob.sha256
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from reft_edge.coordinator.records import (
     MetricRecord,
     Prediction,
     QuarantineRecord,
+    Remembered,
     RoundKey,
     RoundRecord,
     RunRecord,
@@ -30,6 +31,7 @@ from reft_edge.coordinator.store import Store
 from reft_edge.errors import FederationError, ResourceError
 from reft_edge.profiling.profile import DeviceProfile, Quantity
 from reft_edge.wire.codec_names import Int8
+from reft_edge.wire.compensation_names import EF21Options
 from reft_edge.wire.messages import Measured, ProfileAnnouncement, TrainingPlan, UpdateManifest, WeightsRef
 
 RULES = rounds.RoundRules(deadline_s=60, quorum=0.5)
@@ -128,6 +130,43 @@ def test_merging_changes_weights_phase_and_updates_together(store):
     store.save_round(KEY, state, distilled=ref("d"))
     assert (store.rounds("run1")[0].merged, store.rounds("run1")[0].distilled) == (ref("c"), ref("d"))
     assert store.latest_run("f").weights == ref("d")
+
+
+def test_what_is_remembered_of_a_device_moves_with_a_merge_and_with_nothing_else(store):
+    store.create_run(RunRecord(run="run1", federation="f", settings_digest="x", created_at=1.0))
+    ef21 = msgspec.structs.replace(PLAN, compensation=EF21Options())
+
+    def collect(number, **updates):
+        """A round in which these devices' updates came; each has the state that is given with its letter."""
+        key = RoundKey(run="run1", number=number)
+        state = rounds.start_round(list(updates), RULES)
+        given = [msgspec.structs.replace(assignment(device, key), plan=ef21) for device in updates]
+        store.plan_round(RoundRecord(key=key, phase=state.phase.value, started_at=2.0), given)
+        for event in (rounds.Published(), rounds.Opened(now=10.0)):
+            state = rounds.advance(state, event).round
+        for device, (sha, fate) in updates.items():
+            store.save_update(update_record(device, sha, fate, key))
+            happened = rounds.Received if fate == "received" else rounds.Rejected
+            extra = {} if fate == "received" else {"reason": "useless"}
+            state = rounds.advance(state, happened(device=device, now=11, sha256=sha * 64, **extra)).round
+        return key, rounds.advance(rounds.advance(state, rounds.Screened()).round, rounds.Merged()).round
+
+    def remembered():
+        return {memory.device: memory.remembered for memory in store.memories("run1")}
+
+    key, state = collect(1, d1=("a", "received"), d2=("b", "received"))
+    assert remembered() == {}
+    store.save_round(key, state, merged=ref("c"), memories={"d1": ref("1"), "d2": ref("2")})
+    first = {"d1": Remembered(update="a" * 64, tensors=ref("1")), "d2": Remembered(update="b" * 64, tensors=ref("2"))}
+    assert remembered() == first
+    key, state = collect(2, d1=("d", "received"), d2=("e", "rejected"))
+    assert remembered() == first
+    store.save_round(key, state, merged=ref("f"), memories={"d1": ref("3")})
+    store.save_update(update_record("d1", "7", "late", key))
+    assert remembered() == {**first, "d1": Remembered(update="d" * 64, tensors=ref("3"))}
+    assert {memory.round for memory in store.memories("run1")} == {1, 2}
+    assert {memory.method for memory in store.memories("run1")} == {EF21Options()}
+    assert store.memories("another") == []
 
 
 def test_saving_twice_is_saving_once(store):
