@@ -338,7 +338,7 @@ def test_where_flower_cannot_be_installed_the_benchmark_says_why_and_ends_with_a
     done = subprocess.run(
         [*command, "--environment", tmp_path / "file" / "environment"], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 3
+    assert done.returncode == 77
     assert "skipped: " in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "flower.json").exists()

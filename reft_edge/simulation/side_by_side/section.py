@@ -131,7 +131,7 @@ def section(path: Path) -> str:
     """Markdown: what was run, the table, the goals."""
     file = ResultsFile.read(path, SideBySideSettings, SideRun)
     fleets = _columns(file, devices=file.settings.task.devices)
-    parts = [_introduction(file, fleets), _table(MEASURES, fleets)]
+    parts = ["## Side by side with Flower", _introduction(file, fleets), _table(MEASURES, fleets)]
     if alone := _columns(file, devices=1):
         parts.append(
             f"One device alone on the machine, so that it shares pages of libraries with no other device, after "
