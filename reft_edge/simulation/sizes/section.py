@@ -25,7 +25,8 @@ def section(path: Path) -> str:
         f"{settings.samples:,} samples, batches of {settings.batch_size}, a deadline of {settings.deadline_s:g} s, "
         f"weights and updates in {settings.codec}. *Planned* is the default planning; *limited* has "
         f"`[planning] limits = {{ weight_bytes = {settings.weight_bytes}, macs = {settings.macs} }}`, the paper's "
-        f"pruned VGG16. Where boards get different variants, the largest is shown.\n"
+        f"pruned VGG16. Where boards get different variants, the first tables show the largest; in brackets is what a "
+        "board cannot train, or not before the deadline.\n"
     )
     encoding = (
         "Bytes on the wire: blobs encoded by the product's codecs after "
