@@ -12,13 +12,25 @@ from reft_edge.coordinator.contributions import Contribution, check_update, unwa
 from reft_edge.coordinator.settings import ModelSettings
 from reft_edge.errors import BundleError
 from reft_edge.wire.blobs import BlobStore
-from reft_edge.wire.codec_names import Float16, Float32, Int8, codec_text
-from reft_edge.wire.codecs import encode_tensors
+from reft_edge.wire.codec_names import (
+    Float16,
+    Float32,
+    Int4,
+    Int8,
+    LayerWise,
+    RandomK,
+    Selective,
+    TopK,
+    codec_text,
+)
+from reft_edge.wire.codecs import encode_tensors, weight_norms
 from reft_edge.wire.messages import UpdateManifest, WeightsRef
 
 SETTINGS = ModelSettings(name="digits_cnn", input_shape=(1, 8, 8), n_outputs=10)
 STEPS = 6
 EXACT = Float32()
+COARSE = (Int4(), TopK(fraction=0.01), RandomK(unbiased=True), LayerWise(error_budget=0.9), Selective(threshold=1.0))
+CODECS = (EXACT, Float16(), Int8(), Int8(stochastic=True), *COARSE)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +68,10 @@ def honest(tensors, *, size=1e-3):
 
 
 def contribution(blobs, variant, tensors, delta, codec=EXACT):
-    data = encode_tensors(delta, codec) if isinstance(delta, dict) else delta
+    if isinstance(delta, dict):
+        data = encode_tensors(delta, codec, rng=np.random.default_rng(0), norms=weight_norms(tensors))
+    else:
+        data = delta
     return Contribution(
         device="a",
         variant=variant,
@@ -65,11 +80,22 @@ def contribution(blobs, variant, tensors, delta, codec=EXACT):
     )
 
 
-@pytest.mark.parametrize("codec", [Float32(), Float16(), Int8()], ids=codec_text)
+@pytest.mark.parametrize("codec", CODECS, ids=codec_text)
 @pytest.mark.parametrize("ratio", [0.0, 0.5])
 def test_an_honest_update_passes_under_every_codec(blobs, variants, ratio, codec):
     variant, tensors = variants[ratio]
     check_update(contribution(blobs, variant, tensors, honest(tensors), codec), blobs, max_steps=STEPS)
+
+
+@pytest.mark.parametrize("codec", COARSE, ids=codec_text)
+def test_most_of_an_update_may_stay_at_home_but_not_all_of_it(blobs, variants, codec):
+    variant, tensors = variants[0.0]
+    nothing = {name: np.zeros_like(values) for name, values in tensors.items()}
+    little = {name: values.copy() for name, values in nothing.items()}
+    little[named(tensors, "weight")][0] = 1e-3
+    check_update(contribution(blobs, variant, tensors, little, codec), blobs, max_steps=STEPS)
+    with pytest.raises(BundleError, match="has not trained"):
+        check_update(contribution(blobs, variant, tensors, nothing, codec), blobs, max_steps=STEPS)
 
 
 def named(tensors, suffix):
