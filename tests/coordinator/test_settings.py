@@ -7,7 +7,8 @@ import pytest
 from reft_edge.bundle.manifest import SGD, Adam, CrossEntropy, MeanSquaredError
 from reft_edge.coordinator.settings import load_federation, run_digest
 from reft_edge.errors import ConfigError
-from reft_edge.wire.codec_names import Int8, LayerWise, TopK
+from reft_edge.wire.codec_names import Int8, LayerWise, RandomK, TopK
+from reft_edge.wire.compensation_names import EControlOptions, EF21Options
 
 MINIMAL = """
 federation = "demo"
@@ -131,6 +132,12 @@ def test_a_codec_is_a_name_or_a_table_with_options(tmp_path):
     assert (by_name.update_encoding, by_name.weights_encoding) == (TopK(), Int8())
     table = '[training]\nupdate_codec = { name = "layer_wise", error_budget = 0.25 }\n'
     assert read(tmp_path, MINIMAL + table).training.update_encoding == LayerWise(error_budget=0.25)
+    training = read(tmp_path, MINIMAL + '[training]\ndelta_codec = "none"\ncompensation = "ef21"\n').training
+    assert (training.delta_encoding, training.compensation_method) == (None, EF21Options())
+    training = read(tmp_path, MINIMAL + '[training]\ncompensation = { name = "econtrol", strength = 0.5 }\n').training
+    assert training.compensation_method == EControlOptions(strength=0.5)
+    unbiased = 'update_codec = { name = "random_k", unbiased = true }\ncompensation = "none"\n'
+    assert read(tmp_path, MINIMAL + "[training]\n" + unbiased).training.update_encoding == RandomK(unbiased=True)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +148,10 @@ def test_a_codec_is_a_name_or_a_table_with_options(tmp_path):
         ('update_codec = { name = "int8", fraction = 0.1 }', "fraction"),
         ('weights_codec = "top_k"', "leaves out entries"),
         ('weights_codec = { name = "selective", threshold = 0.1 }', "leaves out entries"),
+        ('delta_codec = "some"', "delta_codec"),
+        ('delta_codec = { name = "random_k", unbiased = true }', "would grow with every round"),
+        ('update_codec = { name = "random_k", unbiased = true }', 'set compensation = "none"'),
+        ('compensation = "ef22"', "ef22"),
     ],
 )
 def test_a_codec_that_cannot_be_is_refused(tmp_path, line, says):
