@@ -1,8 +1,8 @@
 """A cohort of emulated devices in one process, without a network.
 
 Everything that an update passes through is the product's: compiled steps in onnxruntime, weights blobs and deltas,
-error feedback and codecs, and the checks of `contributions` and `screening`. What is missing is what does not change
-the numbers: agents, messages, deadlines. Merging, teaching and evaluating are the `Learner`'s business.
+codecs with their compensation, and the checks of `contributions` and `screening`. What is missing is what does not
+change the numbers: agents, messages, deadlines. Merging, teaching and evaluating are the `Learner`'s business.
 
 Devices of a round may train in several threads at once, each with one onnxruntime thread, which is far more efficient
 than one device on several cores: onnxruntime gives the interpreter free while it computes. The result is the same.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,8 +25,15 @@ import numpy as np
 from reft_edge.agent.pacing import Pacer
 from reft_edge.agent.trainer import Trainer
 from reft_edge.agent.training import derive_seed, train_round
+from reft_edge.bundle.container import pack_tensors
 from reft_edge.coordinator.catalogue import CompiledVariant, Workshop, variant_name
-from reft_edge.coordinator.contributions import Contribution, check_update, received_weights, update_length
+from reft_edge.coordinator.contributions import (
+    Contribution,
+    check_update,
+    decode_contribution,
+    received_weights,
+    update_length,
+)
 from reft_edge.coordinator.holdings import graph_blobs
 from reft_edge.coordinator.publishing import Chain, encode_weights
 from reft_edge.coordinator.screening import outliers
@@ -34,15 +41,18 @@ from reft_edge.data.dataset import Dataset, n_batches
 from reft_edge.errors import BundleError
 from reft_edge.wire.blobs import BlobStore
 from reft_edge.wire.codecs import weight_norms
-from reft_edge.wire.compensation.error_feedback import ErrorFeedback
+from reft_edge.wire.compensation.methods import UpdateEncoder, codec_in_round, update_encoder
+from reft_edge.wire.compensation_names import Uncompensated, keeps_memory
 from reft_edge.wire.messages import TrainingPlan, UpdateManifest, WeightsDelta, WeightsRef
 
 if TYPE_CHECKING:
     from torch import nn
 
     from reft_edge.bundle.bundle import Bundle
+    from reft_edge.bundle.manifest import BlobRef
     from reft_edge.coordinator.settings import ModelSettings, TrainingSettings
     from reft_edge.types import Array, Tensors
+    from reft_edge.wire.codec_names import Codec
 
 
 class Kit:
@@ -120,7 +130,10 @@ class EmulatedDevice:
     name: str
     ratio: float
     data: Dataset
-    feedback: ErrorFeedback | None = None
+    state: dict[str, Array] = field(default_factory=dict)
+    """What its compensation keeps (`wire.compensation`)."""
+    memory: BlobRef | None = None
+    """What the coordinator remembers of it, where the compensation has a memory on both sides."""
     held: str | None = None
     """SHA-256 of the whole blob of the weights that it trained from last."""
     traffic: Traffic = field(default_factory=Traffic)
@@ -184,14 +197,16 @@ class Cohort:
             return list(pool.map(lambda place: self._learn(place, sent[self.devices[place].ratio], number), places))
 
     def send(self, learned: Learned, *, number: int) -> Contribution:
-        """The device's encoded update, with what rounding left out of earlier ones."""
+        """The device's encoded update, with what its compensation adds of earlier ones."""
         device = learned.device
-        device.feedback = device.feedback or ErrorFeedback(self._training.update_encoding)
-        return self._send(learned, learned.delta, device.feedback, number)
+        encoder = update_encoder(self._training.compensation_method, self._codec(number), device.state)
+        contribution = self._send(learned, learned.delta, encoder, number)
+        device.state = encoder.state
+        return replace(contribution, compensation=self._training.compensation_method, memory=device.memory)
 
     def send_as(self, learned: Learned, delta: Tensors, *, number: int) -> Contribution:
-        """An update of the caller's in place of what the device has learned, which remembers nothing."""
-        return self._send(learned, delta, ErrorFeedback(self._training.update_encoding), number)
+        """An update of the caller's in place of what the device has learned, which compensates for nothing."""
+        return self._send(learned, delta, update_encoder(Uncompensated(), self._codec(number)), number)
 
     def screen(
         self, contributions: Sequence[Contribution], *, by_length: bool = True
@@ -205,18 +220,30 @@ class Cohort:
             odd = outliers({one.device: update_length(one, self._kit.blobs) for one in good})
             good = [one for one in good if one.device not in odd]
         kept = {one.device for one in good}
+        if keeps_memory(self._training.compensation_method):
+            self._remember(contributions, kept)
         return good, tuple(one.device for one in contributions if one.device not in kept)
 
-    def _send(self, learned: Learned, delta: Tensors, feedback: ErrorFeedback, number: int) -> Contribution:
+    def _remember(self, contributions: Sequence[Contribution], kept: Collection[str]) -> None:
+        """The memory follows an update that is merged; a device whose update is not begins anew."""
+        devices = {device.name: device for device in self.devices}
+        for one in contributions:
+            device = devices[one.device]
+            if one.device in kept:
+                device.memory = self._kit.blobs.put(pack_tensors(decode_contribution(one, self._kit.blobs)[1]))
+            else:
+                device.state, device.memory = {}, None
+
+    def _send(self, learned: Learned, delta: Tensors, encoder: UpdateEncoder, number: int) -> Contribution:
         device = learned.device
         unsent = self._unsent(device, learned.weights)
         rng = np.random.default_rng(derive_seed(device.name, str(number), "codec"))
         norms = weight_norms(received_weights(unsent, self._kit.blobs))
-        blob = self._kit.blobs.put(feedback.encode(delta, rng=rng, norms=norms))
+        blob = self._kit.blobs.put(encoder.encode(delta, rng=rng, norms=norms))
         device.traffic = device.traffic.plus(up_bytes=blob.size_bytes)
         update = UpdateManifest(
             blob=blob,
-            codec=self._training.update_encoding,
+            codec=self._codec(number),
             training_samples=len(device.data),
             loss_first=learned.loss_first,
             loss_last=learned.loss_last,
@@ -234,7 +261,7 @@ class Cohort:
                 trainer,
                 training=device.data,
                 holdout=device.data.take(np.arange(0)),
-                plan=self._plan(seed),
+                plan=self._plan(seed, number),
                 loss=variant.manifest.loss,
                 cost=variant.manifest.cost,
                 seed=seed,
@@ -258,7 +285,7 @@ class Cohort:
             return False
         return True
 
-    def _plan(self, seed: int) -> TrainingPlan:
+    def _plan(self, seed: int, number: int) -> TrainingPlan:
         training = self._training
         return TrainingPlan(
             local_epochs=training.local_epochs,
@@ -266,8 +293,13 @@ class Cohort:
             learning_rate=training.learning_rate,
             learning_rate_schedule=training.schedule,
             seed=seed,
-            update_codec=training.update_encoding,
+            update_codec=self._codec(number),
+            compensation=training.compensation_method,
         )
+
+    def _codec(self, number: int) -> Codec:
+        """Of updates in round `number`."""
+        return codec_in_round(self._training.update_encoding, self._training.compensation_method, number)
 
     def _unsent(self, device: EmulatedDevice, weights: WeightsRef) -> Contribution:
         """The device's part before it has sent anything: `received_weights` asks only for variant and weights."""

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from reft_edge.coordinator.catalogue import initial_model
+from reft_edge.coordinator.contributions import read_update
 from reft_edge.coordinator.holdings import graph_blobs
 from reft_edge.coordinator.settings import ModelSettings, TrainingSettings
 from reft_edge.simulation.cohort import Cohort, EmulatedDevice, Kit
 from reft_edge.simulation.digits import INPUT_SHAPE, N_CLASSES, load_digits_split
 
 RATIOS = (0.0, 0.5, 0.5)
+WEIGHT = "features.0.weight"
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,10 @@ def tensors_of(kit):
 
 def moved(tensors):
     return {name: t + np.float32(0.01) if t.dtype == np.float32 else t for name, t in tensors.items()}
+
+
+def relative_error(found, wanted):
+    return np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
 
 
 def play_round(cohort, tensors, number):
@@ -103,3 +109,19 @@ def test_what_has_been_trained_passes_and_what_has_not_is_named(kit):
     good, rejected = cohort.screen(contributions)
     assert [one.device for one in good] == ["device-0", "device-2"]
     assert rejected == ("device-1",)
+
+
+@pytest.mark.parametrize(
+    ("compensation", "what_arrived"),
+    [("error_feedback", lambda decoded: np.mean(decoded, axis=0)), ("ef21", lambda decoded: decoded[-1])],
+)
+def test_what_a_coarse_codec_leaves_out_arrives_in_later_rounds(kit, compensation, what_arrived):
+    """The same update again and again: its mean, or the estimate of it, comes near."""
+    cohort = cohort_of(kit, TrainingSettings(local_epochs=1, update_codec="int4", compensation=compensation))
+    learned = cohort.train(cohort.publish(tensors_of(kit)), 1)[1]
+    wanted = learned.delta[WEIGHT]
+    decoded = []
+    for number in range(1, 7):
+        good, _ = cohort.screen([cohort.send(learned, number=number)])
+        decoded.append(read_update(good[0], kit.blobs)[WEIGHT])
+    assert relative_error(what_arrived(decoded), wanted) < relative_error(decoded[0], wanted) / 3
