@@ -6,7 +6,7 @@ what is made of it. Learning rate and batch size are FedAvg's best of a short lo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reft_edge.coordinator.distillation_settings import AugmentationSettings, DistillationSettings
 from reft_edge.coordinator.settings import TrainingSettings
@@ -21,6 +21,10 @@ RATIOS = (0.0, 0.0, 0.25, 0.25, 0.25, 0.5, 0.5, 0.5, 0.75, 0.75)
 ALPHAS = (0.5, 0.1)
 BATCH_SIZE = 32
 LEARNING_RATE = 0.05
+EPOCHS = 2
+"""Over a device's own data in a round, where devices and coordinator exchange often."""
+EPOCHS_OF_REFT = 5
+"""The same for REFT in rounds, whose exchanges are dear for the coordinator, too."""
 
 ONE_SHOT, MULTI_ROUND = "REFT one-shot", "REFT multi-round"
 FEDAVG, SMALLEST, FL_PQSU, CENTRAL = "FedAvg", "FedAvg, all smallest", "FL-PQSU", "central"
@@ -36,8 +40,8 @@ def accuracy_settings(kind: DataKind, *, quick: bool) -> AccuracySettings:
         data=kind,
         model="vgg_tiny" if quick else "vgg_small",
         input_shape=(3, 32, 32),
-        n_private=5_000 if quick else 15_000,
-        n_public=2_500 if quick else 7_500,
+        n_private=5_000 if quick else 12_000,
+        n_public=3_000 if quick else 6_000,
         n_test=2_000 if quick else 10_000,
         ratios=RATIOS,
     )
@@ -45,65 +49,49 @@ def accuracy_settings(kind: DataKind, *, quick: bool) -> AccuracySettings:
 
 def methods_of(kind: DataKind, *, quick: bool) -> tuple[Method, ...]:
     """All methods, those that others are compared with first."""
-    rounds = 10 if quick or kind == "digits" else 20
-    epochs = 2
-    total = rounds * epochs
-    exact = TrainingSettings(
-        local_epochs=epochs,
-        batch_size=BATCH_SIZE,
-        learning_rate=LEARNING_RATE,
-        update_codec="float32",
-        weights_codec="float32",
-        delta_codec="none",
-    )
+    rounds = 10 if quick or kind == "digits" else 15
+    passes = EPOCHS * rounds
+    exchanges = passes // EPOCHS_OF_REFT
+    whole = _training(EPOCHS, update_codec="float32", weights_codec="float32", delta_codec="none")
     return (
-        Federated(name=FEDAVG, rounds=rounds, sizes="whole", training=exact),
+        Federated(name=FEDAVG, rounds=rounds, sizes="whole", training=whole),
         Federated(
             name=ONE_SHOT,
             rounds=1,
             sizes="fitted",
-            training=TrainingSettings(
-                local_epochs=total,
-                batch_size=BATCH_SIZE,
-                learning_rate=LEARNING_RATE,
-                schedule="cosine",
-                weights_codec="int8",
-            ),
-            distillation=_distillation(kind, epochs=40),
+            training=_training(passes, schedule="cosine", weights_codec="int8"),
+            distillation=_distillation(kind, epochs=20),
         ),
         Federated(
             name=MULTI_ROUND,
-            rounds=rounds // 2,
+            rounds=exchanges,
             sizes="fitted",
-            training=TrainingSettings(
-                local_epochs=2 * epochs,
-                batch_size=BATCH_SIZE,
-                learning_rate=LEARNING_RATE,
-                schedule="cosine",
-                weights_codec="int8",
-            ),
-            distillation=_distillation(kind, epochs=10),
+            training=_training(EPOCHS_OF_REFT, schedule="cosine", weights_codec="int8"),
+            distillation=_distillation(kind, epochs=12),
         ),
-        Federated(name=SMALLEST, rounds=rounds, sizes="smallest", training=exact),
+        Federated(name=SMALLEST, rounds=rounds, sizes="smallest", training=whole),
         Federated(
             name=FL_PQSU,
             rounds=rounds,
             sizes="smallest",
-            training=TrainingSettings(
-                local_epochs=epochs,
-                batch_size=BATCH_SIZE,
-                learning_rate=LEARNING_RATE,
-                weights_codec="int8",
-                delta_codec="none",
-            ),
+            training=_training(EPOCHS, weights_codec="int8", delta_codec="none"),
             selective=True,
         ),
-        Central(name=CENTRAL, epochs=total, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE),
+        Central(name=CENTRAL, epochs=passes, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE),
     )
 
 
+def _training(local_epochs: int, **options: Any) -> TrainingSettings:
+    return TrainingSettings(local_epochs=local_epochs, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE, **options)
+
+
 def _distillation(kind: DataKind, *, epochs: int) -> DistillationSettings:
-    pictures = kind != "digits"  # a mirrored digit is another one, or none
+    if kind == "digits":  # a mirrored digit is another one, or none
+        return DistillationSettings(epochs=epochs)
     return DistillationSettings(
-        epochs=epochs, pooling="classes", augmentation=AugmentationSettings(flip=pictures, shift=2 if pictures else 0)
+        epochs=epochs,
+        learning_rate=2e-3,
+        temperature=1.0,
+        pooling="classes",
+        augmentation=AugmentationSettings(flip=True, shift=2),
     )
