@@ -19,8 +19,8 @@ from reft_edge.provisioning.settings import ProvisioningSettings
 from reft_edge.simulation.children import Child, Children
 from reft_edge.simulation.side_by_side.star import HUB_ADDRESS
 
-START_TIMEOUT_S = 120.0
-"""For a process to be ready; Flower's import for seconds, and four at once on two cores for longer."""
+START_TIMEOUT_S = 300.0
+"""For a process to be ready: an agent measures its device first, and four at once on a busy machine take minutes."""
 
 ROUND_TIMEOUT_S = 300.0
 """For the next round to end; beyond it a side hangs."""
