@@ -160,7 +160,7 @@ def _training_graph(
     inputs = source.inputs(graph)
     targets = graph.input("targets", (Affine(1), *source.target.shape), source.target.dtype)
     updates = Updates(graph, optimizer, graph.input("learning_rate", (), "float32"))
-    lowering = Lowering(graph)
+    lowering = Lowering(graph, moves_batch=True)
     losses: list[Value] = []
 
     def output_grad(name: str, output: Value) -> Value | None:

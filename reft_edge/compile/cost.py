@@ -27,6 +27,7 @@ _MOVES = _SHARED | {
     "Shape",
     "Transpose",
     "Slice",
+    "Split",
     "Concat",
     "Pad",
     "Expand",

@@ -158,6 +158,10 @@ class GraphBuilder:
         """The node that makes a value; None for inputs and constants."""
         return self._producers.get(value.name)
 
+    def operand(self, node: onnx.NodeProto, index: int) -> Value:
+        """What a node of this graph reads."""
+        return self._values[node.input[index]]
+
     # What depends on the batch size.
 
     def batch(self) -> Value:
@@ -203,6 +207,11 @@ class GraphBuilder:
         return self.op("Reshape", value, target, shape=shape)
 
     def transpose(self, value: Value, perm: Sequence[int]) -> Value:
+        """Axis `i` of the result is axis `perm[i]`; one transposition after another becomes one."""
+        producer = self.producer(value)
+        if producer is not None and producer.op_type == "Transpose":
+            first = list(next(attribute.ints for attribute in producer.attribute if attribute.name == "perm"))
+            value, perm = self.operand(producer, 0), [first[axis] for axis in perm]
         if list(perm) == list(range(len(perm))):
             return value
         return self.op("Transpose", value, shape=tuple(value.shape[axis] for axis in perm), perm=list(perm))
@@ -238,6 +247,8 @@ class GraphBuilder:
         if value.rank == 2:
             return self.reduce(first, value, [0], keepdims=False)
         rows = self.reduce(first, value, range(2, value.rank), keepdims=False)
+        if rows.shape[0] == 1:
+            return self.reshape(rows, rows.shape[1:])
         return self.reduce("ReduceSum", rows, [0], keepdims=False)
 
     def channel_mean(self, value: Value, *, squared: bool = False) -> Value:

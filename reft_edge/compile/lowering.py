@@ -17,27 +17,34 @@ import torch
 from torch import fx
 
 from reft_edge.compile.graph import GraphBuilder, Value
+from reft_edge.compile.layout import BatchLast, batch_first, batch_last, behind
 from reft_edge.compile.symbols import Shape, pair_number, pair_shape
 from reft_edge.errors import ModelError
 
-Result: TypeAlias = Value | tuple[Value | None, ...] | None
+Tensor: TypeAlias = Value | BatchLast
+Result: TypeAlias = Tensor | tuple[Tensor | None, ...] | None
 Rule: TypeAlias = Callable[..., Result]
 
 _RULES: dict[str, Rule] = {}
 _BROADCASTING: set[str] = set()
+_ANY_LAYOUT: set[str] = set()
 
 
-def rule(*operators: str, broadcasts: bool = False) -> Callable[[Rule], Rule]:
+def rule(*operators: str, broadcasts: bool = False, any_layout: bool = False) -> Callable[[Rule], Rule]:
     """Register a function as the lowering of the named operators.
 
     Only a rule that `broadcasts` is handed tensors smaller than torch has them (see `Value`); for the others expanded
-    tensors are written out first.
+    tensors are written out first. Such a rule works entry by entry, so tensors with the batch last are handed to it as
+    they are stored, and its result is stored so. A rule for `any_layout` is handed `BatchLast` itself; the others get
+    such tensors with the batch first.
     """
 
     def register(function: Rule) -> Rule:
         _RULES.update(dict.fromkeys(operators, function))
         if broadcasts:
             _BROADCASTING.update(operators)
+        if any_layout:
+            _ANY_LAYOUT.update(operators)
         return function
 
     return register
@@ -98,9 +105,13 @@ class Lowering:
     """Walks two traces in step and fills a `GraphBuilder`."""
 
     graph: GraphBuilder
+    moves_batch: bool = False
+    """Whether tensors may be kept with the batch last (see `reft_edge.compile.layout`)."""
     values: dict[fx.Node, Result] = field(default_factory=dict)
     seed: Value | None = None
     """The random seed's input; made by the first random operator."""
+    rectified: set[tuple[str, str]] = field(default_factory=set)
+    """Gradients, by name, that are zero already wherever a rectified tensor is; and that tensor's name."""
     n_random: int = 0
     """Random operators lowered so far: each draws from its own stream."""
 
@@ -143,36 +154,56 @@ class Lowering:
             if not isinstance(results, tuple):
                 raise ModelError(f"cannot take element {node.args[1]!r} of operator {node.args[0]!r}")
             return results[node.args[1]]  # type: ignore[index]
+        name = operator_name(node.target)
         try:
-            return _RULES[operator_name(node.target)](self, pair, *self._arguments(pair))
+            arguments = self._arguments(pair)
+            if name not in _ANY_LAYOUT and any(isinstance(argument, BatchLast) for argument in arguments):
+                return self._entry_by_entry(pair, arguments)
+            return _RULES[name](self, pair, *arguments)
         except ModelError as exc:
-            raise ModelError(f"operator {operator_name(node.target)} in module {pair.module!r}: {exc}") from exc
+            raise ModelError(f"operator {name} in module {pair.module!r}: {exc}") from exc
+
+    def _entry_by_entry(self, pair: NodePair, arguments: Sequence[Any]) -> Result:
+        """A rule that `broadcasts`, on tensors of which some have the batch last."""
+        lower, rank = _RULES[operator_name(pair.small.target)], len(pair.shape)
+        if any(isinstance(argument, BatchLast) and argument.rank != rank for argument in arguments):
+            return lower(
+                self, pair, *(batch_first(self.graph, a) if isinstance(a, BatchLast) else a for a in arguments)
+            )
+        stored = [batch_last(self.graph, a, rank) if isinstance(a, Value | BatchLast) else a for a in arguments]
+        result = lower(self, pair, *stored)
+        return BatchLast(result) if isinstance(result, Value) else result
 
     def _arguments(self, pair: NodePair) -> list[Any]:
         """Arguments in the order of the operator's schema, defaults filled in."""
         small, large = pair.small, pair.large
         target: Any = small.target
         lazy = operator_name(target) in _BROADCASTING
+        stored = lazy or operator_name(target) in _ANY_LAYOUT
         result: list[Any] = []
         for index, argument in enumerate(target._schema.arguments):
             if index < len(small.args):
-                result.append(self._argument(small.args[index], large.args[index], lazy=lazy))
+                result.append(self._argument(small.args[index], large.args[index], lazy=lazy, stored=stored))
             elif argument.name in small.kwargs:
-                result.append(self._argument(small.kwargs[argument.name], large.kwargs[argument.name], lazy=lazy))
+                pair_of = (small.kwargs[argument.name], large.kwargs[argument.name])
+                result.append(self._argument(*pair_of, lazy=lazy, stored=stored))
             else:
                 result.append(argument.default_value)
         return result
 
-    def _argument(self, small: Any, large: Any, *, lazy: bool = False) -> Any:
+    def _argument(self, small: Any, large: Any, *, lazy: bool = False, stored: bool = False) -> Any:
+        """An argument out of both traces. `lazy`: as small as it is; `stored`: with the batch where it is."""
         if isinstance(small, fx.Node):
             value = self.values[small]
-            return (
-                self.graph.expand(value, NodePair(small, large).shape)
-                if isinstance(value, Value) and not lazy
-                else value
-            )
+            if isinstance(value, BatchLast):
+                if not lazy:
+                    value = BatchLast(self.graph.expand(value.stored, behind(NodePair(small, large).shape)))
+                return value if stored else batch_first(self.graph, value)
+            if isinstance(value, Value) and not lazy:
+                return self.graph.expand(value, NodePair(small, large).shape)
+            return value
         if isinstance(small, list | tuple):
-            return [self._argument(a, b, lazy=lazy) for a, b in zip(small, large, strict=True)]
+            return [self._argument(a, b, lazy=lazy, stored=stored) for a, b in zip(small, large, strict=True)]
         if isinstance(small, bool) or not isinstance(small, int | float):
             return small
         return pair_number(small, large)

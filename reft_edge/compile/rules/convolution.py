@@ -8,48 +8,30 @@ ONNX has no derivative of a convolution. Written with forward operators, by the 
 - weight gradient: for each place of the kernel the shifted input, channel by channel, against the output gradient. That
   is itself a convolution, over the batch; with several groups, or more axes than onnxruntime is quick with, it is
   written as a matrix product, whose inner dimension is the batch and all positions, so nothing is summed afterwards.
+
+Training graphs keep tensors with the batch last (see `reft_edge.compile.layout`) around convolutions of one group;
+`batch_last_convolution` has the rules for those.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import product
 
 from reft_edge.compile.graph import GraphBuilder, Value
-from reft_edge.compile.lowering import Lowering, NodePair, rule
+from reft_edge.compile.layout import BatchLast, batch_first, batch_last
+from reft_edge.compile.lowering import Lowering, NodePair, Tensor, rule
+from reft_edge.compile.rules import batch_last_convolution
+from reft_edge.compile.rules.geometry import Geometry, places_of, size_of, sizes_of
 from reft_edge.compile.rules.matmul import gemm
 from reft_edge.compile.rules.shapes import flip, pad_zero
 from reft_edge.compile.symbols import Affine, Dim, Shape, n_elements
-from reft_edge.errors import ModelError
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """Stride, padding and dilation for each spatial axis, and the number of groups."""
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-
-    @classmethod
-    def of(
-        cls, rank: int, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
-    ) -> Geometry:
-        """For a tensor of `rank` axes, of which the first two are not spatial; single numbers hold for all."""
-
-        def each(numbers: Sequence[int]) -> tuple[int, ...]:
-            return tuple(numbers) if len(numbers) == rank - 2 else tuple(numbers) * (rank - 2)
-
-        return cls(each(stride), each(padding), each(dilation), groups)
-
-
-@rule("aten::convolution")
+@rule("aten::convolution", any_layout=True)
 def _convolution(
     low: Lowering,
     pair: NodePair,
-    x: Value,
+    x: Tensor,
     weight: Value,
     bias: Value | None,
     stride: Sequence[int],
@@ -58,12 +40,26 @@ def _convolution(
     transposed: bool,
     output_padding: Sequence[int],
     groups: int,
-) -> Value:
+) -> Tensor:
     geometry = Geometry.of(x.rank, stride, padding, dilation, groups)
     shape = pair.shape
+    if _moves_batch(low, x, transposed, geometry):
+        return batch_last_convolution.convolve(low.graph, batch_last(low.graph, x), weight, bias, geometry, shape)
+    x = _batch_first(low.graph, x)
     if transposed:
         return _transposed_convolution(low.graph, x, weight, bias, geometry, tuple(output_padding), shape)
     return convolve(low.graph, x, weight, bias, geometry, shape)
+
+
+def _moves_batch(low: Lowering, x: Tensor, transposed: bool, geometry: Geometry) -> bool:
+    """Whether a convolution of `x` is computed with the batch last."""
+    return (
+        low.moves_batch and not transposed and geometry.groups == 1 and isinstance(x.shape[0], Affine) and x.rank <= 4
+    )
+
+
+def _batch_first(graph: GraphBuilder, x: Tensor) -> Value:
+    return batch_first(graph, x) if isinstance(x, BatchLast) else x
 
 
 def convolve(
@@ -79,7 +75,7 @@ def convolve(
         pads=geometry.padding * 2,
         dilations=geometry.dilation,
         group=geometry.groups,
-        kernel_shape=_sizes(weight.shape[2:]),
+        kernel_shape=sizes_of(weight.shape[2:]),
     )
 
 
@@ -102,16 +98,16 @@ def _transposed_convolution(
         dilations=geometry.dilation,
         group=geometry.groups,
         output_padding=output_padding,
-        kernel_shape=_sizes(weight.shape[2:]),
+        kernel_shape=sizes_of(weight.shape[2:]),
     )
 
 
-@rule("aten::convolution_backward")
+@rule("aten::convolution_backward", any_layout=True)
 def _convolution_backward(
     low: Lowering,
     pair: NodePair,
-    grad: Value,
-    x: Value,
+    grad: Tensor,
+    x: Tensor,
     weight: Value,
     bias_sizes: object,
     stride: Sequence[int],
@@ -121,10 +117,14 @@ def _convolution_backward(
     output_padding: Sequence[int],
     groups: int,
     mask: Sequence[bool],
-) -> tuple[Value | None, ...]:
+) -> tuple[Tensor | None, ...]:
     del pair, bias_sizes, output_padding
     graph = low.graph
     geometry = Geometry.of(x.rank, stride, padding, dilation, groups)
+    if _moves_batch(low, x, transposed, geometry):
+        operands = (batch_last(graph, grad), batch_last(graph, x))
+        return batch_last_convolution.gradients(graph, *operands, weight, geometry, mask)
+    grad, x = _batch_first(graph, grad), _batch_first(graph, x)
     need_input, need_weight, need_bias = mask
     grad_input: Value | None = None
     grad_weight: Value | None = None
@@ -144,7 +144,7 @@ def _convolution_backward(
 
 def input_gradient(graph: GraphBuilder, grad: Value, weight: Value, shape: Shape, geometry: Geometry) -> Value:
     """Derivative of a convolution by its input, which has `shape`."""
-    kernel = _sizes(weight.shape[2:])
+    kernel = sizes_of(weight.shape[2:])
     spans = [d * (k - 1) for d, k in zip(geometry.dilation, kernel, strict=True)]
     turned_padding = tuple(span - pad for span, pad in zip(spans, geometry.padding, strict=True))
     if geometry.groups > 1 and set(geometry.stride) == {1} and min(turned_padding) >= 0:
@@ -158,9 +158,9 @@ def input_gradient(graph: GraphBuilder, grad: Value, weight: Value, shape: Shape
             shape,
         )
     rest = tuple(
-        size - ((_size(out) - 1) * s - 2 * p + span + 1)
+        size - ((size_of(out) - 1) * s - 2 * p + span + 1)
         for size, out, s, p, span in zip(
-            _sizes(shape[2:]), grad.shape[2:], geometry.stride, geometry.padding, spans, strict=True
+            sizes_of(shape[2:]), grad.shape[2:], geometry.stride, geometry.padding, spans, strict=True
         )
     )
     return _transposed_convolution(graph, grad, weight, None, geometry, rest, shape)
@@ -168,7 +168,7 @@ def input_gradient(graph: GraphBuilder, grad: Value, weight: Value, shape: Shape
 
 def _turn_around(graph: GraphBuilder, weight: Value, groups: int) -> Value:
     """Kernel (out, in/groups, *k) reversed along its spatial axes, as (in, out/groups, *k)."""
-    n_out, n_in, *kernel = _sizes(weight.shape)
+    n_out, n_in, *kernel = sizes_of(weight.shape)
     spatial = list(range(weight.rank))[2:]
     if n_in == 1 and groups == n_out:
         return flip(graph, weight, spatial)
@@ -179,13 +179,13 @@ def _turn_around(graph: GraphBuilder, weight: Value, groups: int) -> Value:
 
 def weight_gradient(graph: GraphBuilder, x: Value, grad: Value, shape: Shape, geometry: Geometry) -> Value:
     """Derivative of a convolution of `x` by its kernel, which has `shape` (out, in/groups, *k)."""
-    n_out, n_in, *kernel = _sizes(shape)
+    n_out, n_in, *kernel = sizes_of(shape)
     groups = geometry.groups
     if n_in == 1 and groups == n_out:
         return _depthwise_weight_gradient(graph, x, grad, shape, geometry)
     if groups == 1 and max(kernel) > 1 and x.rank <= 4:  # onnxruntime is slow with more than three spatial axes
         return _dense_weight_gradient(graph, x, grad, shape, geometry)
-    places = _places(kernel)
+    places = places_of(kernel)
     positions = n_elements((grad.shape[0], *grad.shape[2:]))
     grad_rows = graph.reshape(_channels_first(graph, grad), (n_out, positions))
     shifted = _shifted_inputs(graph, _channels_first(graph, x), grad.shape[2:], places, geometry)
@@ -210,13 +210,13 @@ def _dense_weight_gradient(graph: GraphBuilder, x: Value, grad: Value, shape: Sh
     onnxruntime gathers the shifted inputs in its cache, in runs as long as there are channels, and no copy of them is
     ever written out: half the time of a matrix product with copies.
     """
-    n_out, n_in, *kernel = _sizes(shape)
+    n_out, n_in, *kernel = sizes_of(shape)
     spatial = list(range(2, x.rank))
-    outputs = _sizes(grad.shape[2:])
+    outputs = sizes_of(grad.shape[2:])
     behind: list[int] = []
     places: list[int] = []
     for size, out, k, s, p, d in zip(
-        _sizes(x.shape[2:]), outputs, kernel, geometry.stride, geometry.padding, geometry.dilation, strict=True
+        sizes_of(x.shape[2:]), outputs, kernel, geometry.stride, geometry.padding, geometry.dilation, strict=True
     ):
         span = (out - 1) * s + 1
         behind.append(max((k - 1) * d + span - size - p, 0))
@@ -241,18 +241,13 @@ def _join(graph: GraphBuilder, parts: Sequence[Value]) -> Value:
     """One behind the other along the first axis."""
     if len(parts) == 1:
         return parts[0]
-    n_rows = sum(_size(part.shape[0]) for part in parts)
+    n_rows = sum(size_of(part.shape[0]) for part in parts)
     return graph.op("Concat", *parts, shape=(n_rows, *parts[0].shape[1:]), axis=0)
-
-
-def _places(kernel: Sequence[int]) -> list[tuple[int, ...]]:
-    """All places of a kernel, in the order of its memory."""
-    return list(product(*(range(k) for k in kernel)))
 
 
 def _depthwise_weight_gradient(graph: GraphBuilder, x: Value, grad: Value, shape: Shape, geometry: Geometry) -> Value:
     """One channel at a time there is no matrix product: multiply and sum for each place of the kernel."""
-    shifted = _shifted_inputs(graph, x, grad.shape[2:], _places(_sizes(shape[2:])), geometry)
+    shifted = _shifted_inputs(graph, x, grad.shape[2:], places_of(sizes_of(shape[2:])), geometry)
     sums = [graph.channel_sum(graph.pointwise("Mul", part, grad)) for part in shifted]
     columns = [graph.reshape(total, (shape[0], 1)) for total in sums]
     joined = columns[0] if len(columns) == 1 else graph.op("Concat", *columns, shape=(shape[0], len(columns)), axis=1)
@@ -276,13 +271,3 @@ def _shifted_inputs(
 
 def _channels_first(graph: GraphBuilder, x: Value) -> Value:
     return graph.transpose(x, [1, 0, *range(2, x.rank)])
-
-
-def _size(dim: Dim) -> int:
-    if isinstance(dim, Affine):
-        raise ModelError("a convolution over the batch axis cannot be compiled")
-    return dim
-
-
-def _sizes(shape: Shape) -> tuple[int, ...]:
-    return tuple(_size(dim) for dim in shape)

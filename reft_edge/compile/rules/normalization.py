@@ -16,8 +16,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from reft_edge.compile.graph import GraphBuilder, Value
-from reft_edge.compile.lowering import Lowering, NodePair, rule
-from reft_edge.compile.symbols import Affine, Dim, n_elements
+from reft_edge.compile.layout import BatchLast, batch_first, batch_last
+from reft_edge.compile.lowering import Lowering, NodePair, Tensor, rule
+from reft_edge.compile.symbols import Affine, Dim, Shape, n_elements
 from reft_edge.errors import ModelError
 
 
@@ -49,18 +50,18 @@ def _normalize(
     return graph.op("BatchNormalization", *operands, shape=x.shape, epsilon=float(epsilon))
 
 
-def _channels(x: Value) -> int:
+def _channels(x: Tensor) -> int:
     channels = x.shape[1]
     if isinstance(channels, Affine):
         raise ModelError("a batch norm over the batch axis cannot be compiled")
     return channels
 
 
-@rule("aten::_native_batch_norm_legit_functional")
+@rule("aten::_native_batch_norm_legit_functional", any_layout=True)
 def _batch_norm_training(
     low: Lowering,
     pair: NodePair,
-    x: Value,
+    x: Tensor,
     weight: Value | None,
     bias: Value | None,
     running_mean: Value,
@@ -68,34 +69,33 @@ def _batch_norm_training(
     training: bool,
     momentum: float,
     epsilon: float,
-) -> tuple[Value, ...]:
+) -> tuple[Tensor, ...]:
     del training, pair
     graph = low.graph
-    mean, variance = _batch_statistics(graph, x)
-    output = _normalize(graph, x, weight, bias, mean, variance, epsilon)
+    statistics = (running_mean, running_var)
+    output, mean, variance = _normalized_by_batch(graph, x, weight, bias, epsilon, statistics)
     new_mean = _moving(graph, running_mean, mean, momentum, graph.scalar(momentum, mean.dtype))
     unbiased = _unbiased_share(graph, n_elements((x.shape[0], *x.shape[2:])), momentum)
     new_var = _moving(graph, running_var, variance, momentum, unbiased)
     return output, mean, _inverse_root(graph, variance, epsilon), new_mean, new_var
 
 
-@rule("aten::_native_batch_norm_legit.no_stats")
+@rule("aten::_native_batch_norm_legit.no_stats", any_layout=True)
 def _batch_norm_without_statistics(
     low: Lowering,
     pair: NodePair,
-    x: Value,
+    x: Tensor,
     weight: Value | None,
     bias: Value | None,
     training: bool,
     momentum: float,
     epsilon: float,
-) -> tuple[Value, ...]:
+) -> tuple[Tensor, ...]:
     del pair, training, momentum
     graph = low.graph
-    if isinstance(x.shape[1], Affine):  # an instance norm: torch folds the batch into the channels
+    if isinstance(x, Value) and isinstance(x.shape[1], Affine):  # an instance norm: torch folds the batch into channels
         return _instance_norm(graph, x, weight, bias, epsilon)
-    mean, variance = _batch_statistics(graph, x)
-    output = _normalize(graph, x, weight, bias, mean, variance, epsilon)
+    output, mean, variance = _normalized_by_batch(graph, x, weight, bias, epsilon)
     return output, mean, _inverse_root(graph, variance, epsilon)
 
 
@@ -114,6 +114,59 @@ def _instance_norm(
     if bias is not None:
         output = graph.pointwise("Add", output, _per_channel(graph, bias, x.rank))
     return output, graph.reshape(mean, (x.shape[1],)), graph.reshape(rstd, (x.shape[1],))
+
+
+def _normalized_by_batch(
+    graph: GraphBuilder,
+    x: Tensor,
+    weight: Value | None,
+    bias: Value | None,
+    epsilon: float,
+    statistics: tuple[Value, Value] | None = None,
+) -> tuple[Tensor, Value, Value]:
+    """The output, and mean and biased variance of each channel over batch and positions.
+
+    `statistics` are vectors of this batch norm's own.
+    """
+    if isinstance(x, BatchLast) and statistics is not None:
+        picture = _picture(graph, x.stored)
+        output, mean, variance = _in_one_node(graph, picture, weight, bias, epsilon, statistics)
+        return BatchLast(graph.reshape(output, x.stored.shape)), mean, variance
+    x = batch_first(graph, x) if isinstance(x, BatchLast) else x
+    mean, variance = _batch_statistics(graph, x)
+    return _normalize(graph, x, weight, bias, mean, variance, epsilon), mean, variance
+
+
+def _in_one_node(
+    graph: GraphBuilder,
+    picture: Value,
+    weight: Value | None,
+    bias: Value | None,
+    epsilon: float,
+    statistics: tuple[Value, Value],
+) -> tuple[Value, Value, Value]:
+    """onnxruntime's operator for training: three short passes over each row, where several nodes take twice as long.
+
+    It writes its statistics over the old ones, even over a constant or a graph's input; with momentum 0 it reads
+    nothing from them. So it is given two vectors of zeros that nobody else reads, and moving averages are ours.
+    """
+    zeros, ones = (graph.constant(np.full(_channels(picture), fill, np.float32)) for fill in (0, 1))
+    overwritten = [graph.pointwise("Sub", vector, vector) for vector in statistics]
+    vector = ((_channels(picture),), picture.dtype)
+    output, mean, variance = graph.node(
+        "BatchNormalization",
+        (picture, weight or ones, bias or zeros, *overwritten),
+        [(picture.shape, picture.dtype), vector, vector],
+        epsilon=float(epsilon),
+        momentum=0.0,
+        training_mode=1,
+    )
+    return output, mean, variance
+
+
+def _picture(graph: GraphBuilder, stored: Value) -> Value:
+    """A tensor with the batch last as one picture of one row: (1, channels, positions * n_batch)."""
+    return graph.reshape(stored, (1, stored.shape[0], n_elements(stored.shape[1:])))
 
 
 def _batch_statistics(graph: GraphBuilder, x: Value) -> tuple[Value, Value]:
@@ -139,29 +192,37 @@ def _moving(graph: GraphBuilder, old: Value, new: Value, momentum: float, share:
     return graph.pointwise("Add", kept, graph.pointwise("Mul", new, share))
 
 
-@rule("aten::native_batch_norm", "aten::_native_batch_norm_legit_no_training", "aten::_native_batch_norm_legit")
+@rule(
+    "aten::native_batch_norm",
+    "aten::_native_batch_norm_legit_no_training",
+    "aten::_native_batch_norm_legit",
+    any_layout=True,
+)
 def _batch_norm_frozen(
     low: Lowering,
     pair: NodePair,
-    x: Value,
+    x: Tensor,
     weight: Value | None,
     bias: Value | None,
     running_mean: Value,
     running_var: Value,
     *rest: float,
-) -> tuple[Value, ...]:
+) -> tuple[Tensor, ...]:
     """With the running statistics: in inference, and in training where a batch norm is frozen."""
     del pair
-    output = _normalize(low.graph, x, weight, bias, running_mean, running_var, rest[-1])
+    picture = _picture(low.graph, x.stored) if isinstance(x, BatchLast) else x
+    output: Tensor = _normalize(low.graph, picture, weight, bias, running_mean, running_var, rest[-1])
+    if isinstance(x, BatchLast) and isinstance(output, Value):
+        output = BatchLast(low.graph.reshape(output, x.stored.shape))
     return output, running_mean, _inverse_root(low.graph, running_var, rest[-1])
 
 
-@rule("aten::native_batch_norm_backward")
+@rule("aten::native_batch_norm_backward", any_layout=True)
 def _batch_norm_backward(
     low: Lowering,
     pair: NodePair,
-    grad: Value,
-    x: Value,
+    grad: Tensor,
+    x: Tensor,
     weight: Value | None,
     running_mean: Value | None,
     running_var: Value | None,
@@ -170,37 +231,49 @@ def _batch_norm_backward(
     training: bool,
     epsilon: float,
     mask: Sequence[bool],
-) -> tuple[Value | None, ...]:
+) -> tuple[Tensor | None, ...]:
     del pair
     graph = low.graph
     if not training and running_mean is not None and running_var is not None:
         mean, rstd = running_mean, _inverse_root(graph, running_var, epsilon)
     if mean is None or rstd is None:
         return None, None, None  # pragma: no cover - torch always saves them in training
+    shape: Shape | None = None
+    if isinstance(grad, BatchLast) or isinstance(x, BatchLast):
+        grad, x = batch_last(graph, grad), batch_last(graph, x)
+        shape = x.shape
+        grad, x = _picture(graph, grad), _picture(graph, x)
     bias_grad = graph.channel_sum(grad)
     product = graph.channel_sum(graph.pointwise("Mul", grad, x))
     # sum(grad * xhat) = (sum(grad * x) - mean * sum(grad)) * rstd
     centred = graph.pointwise("Sub", product, graph.pointwise("Mul", mean, bias_grad))
     weight_grad = graph.pointwise("Mul", centred, rstd)
+    if not mask[0]:
+        return None, weight_grad, bias_grad
     scale = rstd if weight is None else graph.pointwise("Mul", rstd, weight)
-    input_grad: Value | None = None
-    if mask[0]:
-        scaled = graph.pointwise("Mul", grad, _per_channel(graph, scale, x.rank))
-        input_grad = scaled
-        if training:
-            # dx = scale * (grad - mean(grad)) - slope * (x - mean), with slope = scale * rstd * sum(grad * xhat) / M
-            count = graph.number(n_elements((x.shape[0], *x.shape[2:])), x.dtype)
-            share = graph.pointwise("Neg", graph.pointwise("Div", scale, count))
-            slope = graph.pointwise("Mul", share, graph.pointwise("Mul", rstd, weight_grad))
-            level = graph.pointwise("Mul", share, bias_grad)
-            if isinstance(x.shape[1], Affine):
-                line = graph.pointwise("Mul", x, _per_channel(graph, slope, x.rank))
-                level = graph.pointwise("Sub", level, graph.pointwise("Mul", mean, slope))
-                line = graph.pointwise("Add", line, _per_channel(graph, level, x.rank))
-            else:
-                line = _normalize(graph, x, slope, level, mean, None, 0.0)
-            input_grad = graph.pointwise("Add", scaled, line)
-    return input_grad, weight_grad, bias_grad
+    input_grad = graph.pointwise("Mul", grad, _per_channel(graph, scale, x.rank))
+    if training:
+        line = _line(graph, x, scale, rstd, mean, weight_grad, bias_grad)
+        input_grad = graph.pointwise("Add", input_grad, line)
+    return (input_grad if shape is None else BatchLast(graph.reshape(input_grad, shape))), weight_grad, bias_grad
+
+
+def _line(
+    graph: GraphBuilder, x: Value, scale: Value, rstd: Value, mean: Value, weight_grad: Value, bias_grad: Value
+) -> Value:
+    """What the statistics add to the input gradient: level + slope * (x - mean) by channel.
+
+    dx = scale * (grad - mean(grad)) + slope * (x - mean), with slope = -scale * rstd * sum(grad * xhat) / M
+    """
+    count = graph.number(n_elements((x.shape[0], *x.shape[2:])), x.dtype)
+    share = graph.pointwise("Neg", graph.pointwise("Div", scale, count))
+    slope = graph.pointwise("Mul", share, graph.pointwise("Mul", rstd, weight_grad))
+    level = graph.pointwise("Mul", share, bias_grad)
+    if not isinstance(x.shape[1], Affine):
+        return _normalize(graph, x, slope, level, mean, None, 0.0)
+    line = graph.pointwise("Mul", x, _per_channel(graph, slope, x.rank))
+    level = graph.pointwise("Sub", level, graph.pointwise("Mul", mean, slope))
+    return graph.pointwise("Add", line, _per_channel(graph, level, x.rank))
 
 
 @rule("aten::native_layer_norm")

@@ -209,13 +209,19 @@ def keep_where(graph: GraphBuilder, x: Value, condition: Value) -> Value:
     return graph.pointwise("Mul", x, graph.cast(condition, x.dtype))
 
 
+def positive(graph: GraphBuilder, rectified: Value) -> Value:
+    """1 where a rectified tensor is above zero, else 0: ReLU's derivative. Sign takes five times as long."""
+    return graph.op("HardSigmoid", rectified, shape=rectified.shape, alpha=3e38, beta=0.0)
+
+
 @rule("aten::threshold_backward", broadcasts=True)
 def _threshold_backward(low: Lowering, _: NodePair, grad: Value, x: Value, threshold: float) -> Value:
     graph = low.graph
     producer = graph.producer(x)
     if threshold == 0 and producer is not None and producer.op_type == "Relu":
-        # The sign of a rectified value, 0 or 1, is its derivative. onnxruntime's Sign takes five times as long as this.
-        return graph.pointwise("Mul", grad, graph.op("HardSigmoid", x, shape=x.shape, alpha=3e38, beta=0.0))
+        if (grad.name, x.name) in low.rectified:
+            return grad
+        return graph.pointwise("Mul", grad, positive(graph, x))
     return keep_where(graph, grad, graph.pointwise("Greater", x, graph.scalar(threshold, x.dtype), dtype="bool"))
 
 

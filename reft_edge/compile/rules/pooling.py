@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reft_edge.compile.graph import GraphBuilder, Value
-from reft_edge.compile.lowering import Lowering, NodePair, rule
+from reft_edge.compile.layout import BatchLast, batch_first, batch_last, behind
+from reft_edge.compile.lowering import Lowering, NodePair, Tensor, rule
+from reft_edge.compile.rules import batch_last_pooling
 from reft_edge.compile.rules.shapes import pad_zero
 from reft_edge.compile.symbols import Affine, Dim, Shape, n_elements
 from reft_edge.errors import ModelError
@@ -93,20 +95,30 @@ def _max_pool(low: Lowering, pair: NodePair, x: Value, windows: Windows, index: 
     return graph.reshape(pooled, shape), places
 
 
-@rule("aten::max_pool2d_with_indices")
+@rule("aten::max_pool2d_with_indices", any_layout=True)
 def _max_pool2d(
     low: Lowering,
     pair: NodePair,
-    x: Value,
+    x: Tensor,
     kernel: Sequence[int],
     stride: Sequence[int] = (),
     padding: Sequence[int] = (0,),
     dilation: Sequence[int] = (1,),
     ceil_mode: bool = False,
-) -> tuple[Value, Value]:
+) -> tuple[Tensor, Value]:
     """The places are onnxruntime's: positions in the whole flattened input, which only the derivative below reads."""
-    del ceil_mode
-    return _max_pool(low, pair, x, Windows.of(2, kernel, stride, padding, dilation), 0)
+    windows = Windows.of(2, kernel, stride, padding, dilation)
+    if isinstance(x, BatchLast):
+        if _halves(windows, ceil_mode):
+            return batch_last_pooling.pool(low.graph, x.stored, behind(pair.output(0)[0]))
+        x = batch_first(low.graph, x)
+    return _max_pool(low, pair, x, windows, 0)
+
+
+def _halves(windows: Windows, ceil_mode: bool) -> bool:
+    """Whether the windows are two by two and each begins where another ends."""
+    twos = (2, 2)
+    return (windows.kernel, windows.stride, windows.padding) == (twos, twos, (0, 0)) and not ceil_mode
 
 
 @rule("aten::max_pool1d")
@@ -124,23 +136,31 @@ def _max_pool1d(
     return _max_pool(low, pair, x, Windows.of(1, kernel, stride, padding, dilation), None)[0]
 
 
-@rule("aten::max_pool2d_with_indices_backward")
+@rule("aten::max_pool2d_with_indices_backward", any_layout=True)
 def _max_pool2d_backward(
     low: Lowering,
     pair: NodePair,
-    grad: Value,
-    x: Value,
+    grad: Tensor,
+    x: Tensor,
     kernel: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
     ceil_mode: bool,
     places: Value,
-) -> Value:
+) -> Tensor:
     """Each gradient goes to the place where its window had its maximum."""
-    del pair, ceil_mode
+    del pair
     graph = low.graph
     windows = Windows.of(2, kernel, stride, padding, dilation)
+    if isinstance(x, BatchLast):
+        if _halves(windows, ceil_mode):
+            spread = batch_last_pooling.unpool(graph, batch_last(graph, grad), x.stored)
+            if batch_last_pooling.rectified(graph, x.stored) is not None:
+                low.rectified.add((spread.name, x.stored.name))
+            return BatchLast(spread)
+        x = batch_first(graph, x)
+    grad = batch_first(graph, grad) if isinstance(grad, BatchLast) else grad
     if windows.disjoint:
         batched = _batched(graph, x, 2)
         shape = graph.op("Shape", batched, shape=(batched.rank,), dtype="int64")

@@ -5,25 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from reft_edge.compile.graph import Value
-from reft_edge.compile.lowering import Lowering, NodePair, rule
+from reft_edge.compile.layout import BatchLast, batch_first
+from reft_edge.compile.lowering import Lowering, NodePair, Tensor, rule
 
 
-def _axes(x: Value, dims: Sequence[int] | int | None) -> list[int]:
+def _axes(x: Tensor, dims: Sequence[int] | int | None) -> list[int]:
     if isinstance(dims, int):
         dims = [dims]
     return sorted(dim % x.rank for dim in dims) if dims else list(range(x.rank))
 
 
 def _reduction(*operators: str, op_type: str) -> None:
-    @rule(*operators)
+    @rule(*operators, any_layout=True)
     def lower(
         low: Lowering,
         pair: NodePair,
-        x: Value,
+        x: Tensor,
         dims: Sequence[int] | int | None = None,
         keepdim: object = False,
         *_: object,
-    ) -> Value:
+    ) -> Tensor:
+        if isinstance(x, BatchLast):
+            axes = _axes(x, dims)
+            if 0 not in axes:
+                stored = low.graph.cast(x.stored, pair.dtype)
+                inner = [axis - 1 for axis in axes]
+                return BatchLast(low.graph.reduce(op_type, stored, inner, keepdims=keepdim is True))
+            x = batch_first(low.graph, x)
         return low.graph.reduce(op_type, low.graph.cast(x, pair.dtype), _axes(x, dims), keepdims=keepdim is True)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from reft_edge.compile.graph import GraphBuilder, Value
-from reft_edge.compile.lowering import Lowering, NodePair, rule
+from reft_edge.compile.layout import BatchLast, batch_first, batch_last, behind
+from reft_edge.compile.lowering import Lowering, NodePair, Tensor, rule
 from reft_edge.compile.symbols import Affine, Dim, Shape
 from reft_edge.errors import ModelError
 
@@ -46,9 +47,15 @@ def _copy(low: Lowering, pair: NodePair, _: Value, source: Value, *__: object) -
     "aten::squeeze",
     "aten::unsqueeze",
     "aten::_reshape_alias",
+    any_layout=True,
 )
-def _view(low: Lowering, pair: NodePair, x: Value, *_: object) -> Value:
-    return low.graph.reshape(x, pair.shape)
+def _view(low: Lowering, pair: NodePair, x: Tensor, *_: object) -> Tensor:
+    shape = pair.shape
+    if isinstance(x, BatchLast):
+        if shape[:1] == x.shape[:1]:  # what is viewed in another way lies before the batch
+            return BatchLast(low.graph.reshape(x.stored, behind(shape)))
+        x = batch_first(low.graph, x)
+    return low.graph.reshape(x, shape)
 
 
 @rule("aten::permute")
@@ -69,11 +76,16 @@ def _t(low: Lowering, _: NodePair, x: Value) -> Value:
     return low.graph.transpose(x, range(x.rank)[::-1])
 
 
-@rule("aten::cat")
-def _cat(low: Lowering, pair: NodePair, tensors: Sequence[Value], dim: int) -> Value:
-    shape = pair.shape
-    parts = [low.graph.cast(t, pair.dtype) for t in tensors if t.shape != (0,)]
-    return low.graph.op("Concat", *parts, shape=shape, axis=dim % len(shape))
+@rule("aten::cat", any_layout=True)
+def _cat(low: Lowering, pair: NodePair, tensors: Sequence[Tensor], dim: int) -> Tensor:
+    shape, graph = pair.shape, low.graph
+    axis = dim % len(shape)
+    tensors = [t for t in tensors if t.shape != (0,)]
+    if axis > 0 and any(isinstance(t, BatchLast) for t in tensors):
+        stored = [graph.cast(batch_last(graph, t), pair.dtype) for t in tensors]
+        return BatchLast(graph.op("Concat", *stored, shape=behind(shape), axis=axis - 1))
+    parts = [graph.cast(batch_first(graph, t) if isinstance(t, BatchLast) else t, pair.dtype) for t in tensors]
+    return graph.op("Concat", *parts, shape=shape, axis=axis)
 
 
 @rule("aten::stack")
