@@ -26,8 +26,8 @@ from reft_edge.profiling.speed import TimedStep
 if TYPE_CHECKING:
     from reft_edge.types import Array
 
-SMALL_BATCH_SIZE = 4
-"""A step on it spends a good part of its time on calls."""
+SMALL_BATCH_SIZE = 1
+"""A step on it spends most of its time on calls."""
 
 PRODUCT_SIZE = 512
 """Rows and columns of the matrix product: 3 MiB, so that it computes rather than waits for memory."""

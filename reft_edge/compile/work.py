@@ -43,8 +43,11 @@ that are written first. 0.15 ns against 0.025 ns a byte in a plain pass."""
 _GATHERED_IN_SPACE = 4
 """Times that, for columns of convolutions over more than two axes, which are gathered one element at a time."""
 
-_CALL_BYTES = 5000
+_PRODUCT_BYTES = 5000
 """What each single product costs besides, in bytes: 0.2 us. A convolution is one for each sample and group."""
+
+_SAMPLE_BYTES = 10_000
+"""What setting up all groups of one sample costs besides."""
 
 _SLOWER = {
     "ReduceSumSquare": 6.0,
@@ -69,7 +72,7 @@ _SLOWER = {
 }
 """Times that an operator takes longer than a plain pass over its inputs and outputs."""
 
-_INDEXED_POOL = 24.0
+_INDEXED_POOL = 20.0
 """The same for a MaxPool that also gives the indices: no vectorized kernel has them."""
 
 _VIEWS = frozenset({"Reshape", "Identity", "Shape", "Squeeze", "Unsqueeze", "Flatten"})
@@ -86,6 +89,8 @@ class Product:
     inner: int
     columns: int
     count: int
+    groups: int = 1
+    """Of the products, so many are set up together."""
     in_space: bool = False
     """Whether the columns are gathered from more than two axes."""
 
@@ -101,7 +106,8 @@ class Product:
     def moved_bytes(self) -> int:
         gathered = self.inner * self._padded_columns * (_GATHERED_IN_SPACE if self.in_space else 1)
         elements = self.rows * self.inner + gathered + self.rows * self.columns
-        return self.count * (_GATHERED * elements + _CALL_BYTES)
+        setting_up = _PRODUCT_BYTES * self.count + _SAMPLE_BYTES * (self.count // self.groups)
+        return _GATHERED * self.count * elements + setting_up
 
     @property
     def _padded_columns(self) -> int:
@@ -135,6 +141,7 @@ def product_of(built: Built, node: onnx.NodeProto, n_batch: int) -> Product | No
             inner=prod(right[1:]),
             columns=prod(result[2:]),
             count=result[0] * groups,
+            groups=groups,
             in_space=len(right) > 4,
         )
     if node.op_type == "ConvTranspose":
@@ -144,6 +151,7 @@ def product_of(built: Built, node: onnx.NodeProto, n_batch: int) -> Product | No
             inner=right[0] // groups,
             columns=prod(left[2:]),
             count=left[0] * groups,
+            groups=groups,
             in_space=len(right) > 4,
         )
     if node.op_type == "Gemm":

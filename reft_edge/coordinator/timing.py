@@ -20,6 +20,9 @@ OPENING_LINEAR, OPENING_QUADRATIC = 8000, 2400
 """Calls of a graph at which opening its session takes as long as starting the worker, for what grows with the graph
 and for what grows with its square (onnxruntime's optimizer). Measured from 180 to 4,600 calls."""
 
+LOOP_CALLS = 20
+"""What the loop around a step costs, in calls of a graph's nodes: drawing the batch, telling how far training is."""
+
 LOADING_PASSES = 6
 """Bytes moved for each byte of a batch before its step: gathered, made floats, checked, taken in."""
 
@@ -80,7 +83,7 @@ class Timing:
             own_s = profile.speed.seconds(
                 product_flops=work.product_flops(n_samples),
                 moved_bytes=work.moved_bytes(n_samples) + LOADING_PASSES * n_samples * self.sample_bytes,
-                calls=work.calls,
+                calls=work.calls + LOOP_CALLS,
             )
         return Steps(count=1, own_s=own_s, paced_s=0.0 if granted is None else flops / granted.value)
 
