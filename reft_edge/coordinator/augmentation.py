@@ -1,7 +1,7 @@
 """Views: versions of the public inputs that show the same, flipped and moved a little.
 
 Teachers and student see the very same view, so a target is always what the teachers say about what the student sees
-("function matching", Beyer et al., arXiv 2106.05237, section 3: with consistent views and patience, distilling
+("function matching", Beyer et al., arXiv 2106.05237: with consistent views and patience, distilling
 generalises where fixed targets overfit). A view is drawn from the seed, so nothing is kept but its teachers' outputs.
 
 Which changes keep the meaning depends on the kind of input (`AugmentationSettings.unfit_reason`).

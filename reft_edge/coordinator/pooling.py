@@ -13,9 +13,13 @@ With logits z_k, weights a_k of the teachers, and rho_k(y) = pi_k(y) / sum_j a_j
     s(y | x)    =  sum_k w_k(y) log q_k(y | x) / sum_k w_k(y),         w_k(y) = a_k sqrt(pi_k(y))
 
 and softmax(s) is what the ensemble says: a logarithmic opinion pool (Genest and Zidek, Combining Probability
-Distributions, 1986, section 3) with weights for each class. The adjustment is that of Menon et al. (arXiv 2007.07314,
-equation 9), but relative to the cohort's mix instead of to equal classes: a class that is rare everywhere, or that the
+Distributions, Statistical Science, 1986) with weights for each class. The adjustment is that of Menon et al. (arXiv 2007.07314,
+"post-hoc"), but relative to the cohort's mix instead of to equal classes: a class that is rare everywhere, or that the
 public data lack, is not made frequent by it, and teachers who know all classes alike are not changed at all.
+
+When it pays: after one exchange with many local epochs, when each teacher knows its own classes well. Of teachers that
+trained a few epochs from a shared start, the plain mean at temperature 4 was better where skew is strong (digits,
+Dirichlet 0.1, 4 rounds of 3 epochs: 92.4% against 90.0%), and no worse with moderate skew.
 
 What a hostile teacher can do is bounded: its log-probabilities are those of a mixture with `UNIFORM_SHARE` of the
 uniform distribution, so no teacher can veto a class, and no weight exceeds a_k.
@@ -36,9 +40,9 @@ if TYPE_CHECKING:
 MIX_TEMPERATURE = 2.0
 """Of the probabilities whose mean is a teacher's mix. Sharper ones (1) make small shares vanish; both did as well."""
 
-UNIFORM_SHARE = 0.01
-"""With 10 classes no probability is below 0.001, which is worth 6.9 nats. Cost no accuracy (0.5133 against 0.5149 of
-the unbounded pool, 4 cohorts, less than seeds differ); ten times as much does."""
+UNIFORM_SHARE = 0.001
+"""With 10 classes no probability is below 0.0001, which is worth 9.2 nats. Right answers of the ensemble on CIFAR-10,
+mean of four cohorts: 51.5% unbounded, 51.4% with this, 51.2% with ten times as much."""
 
 SMALLEST_SHARE = 1e-6
 """Of a class in a mix, so that logarithms exist."""
