@@ -10,6 +10,7 @@ from math import prod
 
 from reft_edge.agent.settings import Limits
 from reft_edge.bundle.manifest import BlobRef, CrossEntropy, Manifest
+from reft_edge.bundle.memory import LEAST_SHARE, model_memory_bytes
 from reft_edge.data.description import DataDescription
 from reft_edge.profiling.profile import RUNTIME_BASE_BYTES, DeviceProfile
 from reft_edge.wire.messages import Task
@@ -18,17 +19,21 @@ from reft_edge.wire.messages import Task
 def task_parts(
     manifest: Manifest, task: Task, *, has_weights: Callable[[str], bool] = lambda _: False, whole: bool = False
 ) -> tuple[BlobRef, ...]:
-    """The blobs to fetch for a task, besides the manifest.
+    """The blobs to fetch for a task, besides the manifest; see `weights_parts`."""
+    return (manifest.training_graph, manifest.inference_graph, *weights_parts(task, has_weights, whole=whole))
+
+
+def weights_parts(task: Task, has_weights: Callable[[str], bool], *, whole: bool) -> tuple[BlobRef, ...]:
+    """What to fetch for the task's weights: nothing, the delta, or the whole.
 
     `has_weights` tells whether the weights of a blob (SHA-256) are in the spool, fetched or rebuilt. `whole`: a delta
     is of no use.
     """
-    graphs = (manifest.training_graph, manifest.inference_graph)
     if task.delta is None or whole:
-        return (*graphs, task.weights.blob)
+        return (task.weights.blob,)
     if has_weights(task.weights.blob.sha256):
-        return graphs
-    return (*graphs, task.delta.blob if has_weights(task.delta.base) else task.weights.blob)
+        return ()
+    return (task.delta.blob if has_weights(task.delta.base) else task.weights.blob,)
 
 
 def refusal(
@@ -43,20 +48,32 @@ def refusal(
     model_bytes = sum(ref.size_bytes for ref in task_parts(manifest, task))
     if model_bytes > limits.max_model_bytes:
         return f"the model has {model_bytes} bytes, [limits] max_model_bytes = {limits.max_model_bytes}"
-    needed = memory_needed(manifest, task, profile)
+    needed = memory_needed(manifest, task, profile, data)
     granted = limits.memory_bytes or (profile.planning_memory_bytes if profile is not None else None)
     if granted is not None and needed > granted:
         return (
-            f"training {manifest.model!r} with batch size {task.plan.batch_size} takes about "
+            f"training {manifest.model!r} with batch size {task.plan.batch_size} takes at least "
             f"{needed / 2**20:.0f} MiB, this device grants {granted / 2**20:.0f} MiB"
         )
     return None if data is None else _data_refusal(manifest, task, data)
 
 
-def memory_needed(manifest: Manifest, task: Task, profile: DeviceProfile | None) -> float:
-    """Predicted peak bytes of the worker: the runtime and a training step's tensors."""
+def memory_needed(manifest: Manifest, task: Task, profile: DeviceProfile | None, data: DataDescription | None) -> float:
+    """Peak bytes of the worker that a task takes at least: the planner's formula, at the lower end of what it bounds.
+
+    The planner may know from earlier rounds that this device needs less than the bound.
+    """
     base = profile.planning_base_bytes if profile is not None else RUNTIME_BASE_BYTES
-    return base + manifest.cost.memory_bytes(task.plan.batch_size)
+    n_samples, batch_size = 0, task.plan.batch_size
+    if data is not None:
+        n_samples = data.training_samples + data.holdout_samples
+        batch_size = min(batch_size, max(1, data.training_samples))
+    return base + LEAST_SHARE * model_memory_bytes(
+        manifest.cost,
+        weight_bytes=manifest.weight_bytes,
+        batch_size=batch_size,
+        data_bytes=n_samples * manifest.sample_bytes,
+    )
 
 
 def _data_refusal(manifest: Manifest, task: Task, data: DataDescription) -> str | None:

@@ -259,10 +259,15 @@ def _blob_lost(state: SessionState, event: BlobLost, _now: float) -> _Step:
 
 
 def _delta_useless(state: SessionState, event: DeltaUseless, _now: float) -> _Step:
-    """The worker could not put the weights together; that it was asked is no attempt at training."""
+    """The worker could not put the weights together; that it was asked is no attempt at training.
+
+    After whole weights were fetched, they have vanished from the spool.
+    """
     task = _task(state)
-    if event.task != task.task or task.delta is None or state.whole:
+    if event.task != task.task:
         return state, ()
+    if state.whole:
+        return _end(state, Failed(task=task.task, kind="bundle", reason=event.reason))
     return _fetch_whole(msgspec.structs.replace(state, attempts=max(0, state.attempts - 1)), task)
 
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reft_edge.agent import session_words as s
+from reft_edge.agent.admission import weights_parts
 from reft_edge.agent.session import MAX_ATTEMPTS, Session
 from reft_edge.bundle.manifest import BlobRef
 from reft_edge.errors import LocalProtocolError
@@ -271,11 +272,15 @@ def test_weights_that_cannot_be_put_together_are_fetched_whole_once_and_count_as
 
     (start,) = session.handle(s.BlobFetched(sha256=WHOLE.sha256), 9.0)
     assert isinstance(start, s.StartTraining)
-    assert not session.handle(useless, 10.0)  # said again by nobody: it cannot lead in a circle
+    before = session.state
     session.handle(finished(), 11.0)
     assert session.state.phase is s.Phase.UPLOADING
     session.handle(s.TaskArrived(task=task("t2", 2)), 12.0)
     assert not session.state.whole
+    # Whole weights that vanish as well end the task: it does not go in circles, and nobody waits for ever.
+    (failed,) = reports(Session(before).handle(useless, 10.0))
+    assert isinstance(failed, Failed)
+    assert failed.kind == "bundle"
 
 
 def test_whole_weights_that_are_gone_fail_the_task_although_a_delta_was_tried() -> None:
@@ -401,3 +406,77 @@ def test_whatever_is_killed_or_repeated_a_task_ends_in_one_update(steps: list[st
     else:
         assert device.session.state.phase is s.Phase.UPLOADING
         assert {done.update.blob for done in device.done} == {update_of("t1")}
+
+
+def with_delta(number: int) -> Task:
+    """The task of a round whose weights follow from those of the round before."""
+    base = WeightsDelta(blob=ref(700 + number), codec=Int8(), base=ref(100 + number - 1).sha256, values="0" * 64)
+    return msgspec.structs.replace(task(f"t{number}", number), delta=base if number > 1 else None)
+
+
+class Forgetful(Device):
+    """A device with a spool that may lose anything, at a coordinator that may have lost a delta."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: set[str] = set()
+        self.gone: set[str] = set()
+
+    def apply(self, actions: s.Actions) -> None:
+        for action in actions:
+            match action:
+                case s.Sweep():
+                    self.held &= self.session.needed_blobs()
+                case s.Fetch(ref=wanted) if wanted.sha256 in self.gone and wanted.sha256 not in self.held:
+                    self.queue.append(s.BlobLost(sha256=wanted.sha256, reason="gone"))
+                case s.Fetch(ref=wanted):
+                    if not any(isinstance(e, s.BlobFetched) and e.sha256 == wanted.sha256 for e in self.queue):
+                        self.queue.append(s.BlobFetched(sha256=wanted.sha256, was_here=wanted.sha256 in self.held))
+                    self.held.add(wanted.sha256)
+                case s.ReadManifest(task=read, whole=whole):
+                    parts = weights_parts(read, self.held.__contains__, whole=whole)
+                    self.queue.appendleft(s.ManifestAccepted(parts=(*PARTS, *parts)))
+                case s.StartTraining(task=started):
+                    self.queue.append(self.train(started))
+                case _:
+                    super().apply((action,))
+
+    def train(self, started: Task) -> s.SessionEvent:
+        weights, delta = started.weights.blob.sha256, started.delta
+        if weights not in self.held:
+            if delta is None:
+                return s.TrainingFailed(task=started.task, kind="bundle", reason="the weights are not here")
+            if not {delta.base, delta.blob.sha256} <= self.held:
+                return s.DeltaUseless(task=started.task, reason="something is not here")
+            self.held.add(weights)
+        return finished(started.task)
+
+    def lose(self) -> None:
+        """Weights and deltas vanish from the spool."""
+        self.held -= {ref(100 + number).sha256 for number in range(4)} | {ref(702).sha256, ref(703).sha256}
+
+
+@given(st.lists(st.sampled_from(["work", "work", "work", "kill", "next", "again", "lose", "gone"]), max_size=60))
+def test_whatever_a_delta_misses_each_task_ends_and_most_in_an_update(steps: list[str]) -> None:
+    device = Forgetful()
+    number = 1
+    device.feed(s.TaskArrived(task=with_delta(number)))
+    for step in steps:
+        match step:
+            case "next" if number < 3:
+                number += 1
+                device.trainings_cut = 0
+                device.feed(s.TaskArrived(task=with_delta(number)))
+            case "again" | "next":
+                device.feed(s.TaskArrived(task=with_delta(number)))
+            case "gone":
+                device.gone = {ref(702).sha256, ref(703).sha256}
+            case "work" | "kill" | "lose":
+                {"work": device.work, "kill": device.kill, "lose": device.lose}[step]()
+    for _ in range(50):
+        device.work()
+    assert not device.queue, "it goes in circles"
+    assert device.session.state.phase in (s.Phase.UPLOADING, s.Phase.IDLE), "nobody waits for ever"
+    if device.trainings_cut < MAX_ATTEMPTS and "lose" not in steps:
+        assert device.session.state.phase is s.Phase.UPLOADING
+        assert device.done[-1].task == f"t{number}"
