@@ -211,6 +211,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """Parameters, then buffers: what the weights blob holds and what an update may contain."""
         return self.parameters + self.buffers
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of all tensors, as they are trained."""
+        return sum((8 if spec.dtype == "int64" else 4) * spec.n_elements for spec in self.tensors)
+
+    @property
+    def sample_bytes(self) -> int:
+        """Of one sample's input."""
+        return (8 if self.input.dtype == "int64" else 4) * self.input.n_elements
+
     def to_json(self) -> bytes:
         """The manifest as readable JSON, the same bytes for equal manifests."""
         return msgspec.json.format(msgspec.json.encode(self, order="deterministic"), indent=1)

@@ -15,11 +15,12 @@ from math import ceil, exp, log
 import msgspec
 
 from reft_edge.bundle.manifest import Cost, Manifest
+from reft_edge.bundle.memory import LEAST_SHARE, model_memory_bytes
 from reft_edge.coordinator.records import Prediction
 from reft_edge.coordinator.timing import Timing, total_s
 from reft_edge.data.dataset import n_batches
 from reft_edge.profiling.profile import DeviceProfile, Quantity
-from reft_edge.wire.codec_names import Codec, Float16, Float32, Int8
+from reft_edge.wire.codec_names import Codec, Float16, Int8
 from reft_edge.wire.codecs import encoded_bytes
 from reft_edge.wire.messages import Measured
 
@@ -31,18 +32,6 @@ WINDOW_BYTES = 8 * 65536
 
 ROUND_TRIPS = 6
 """Of control messages before and after the blocks of a transfer: task, manifest, offers, receipts."""
-
-SESSION_BYTES = 28 * 2**20
-"""What a worker's other code and its open sessions add to the runtime. Measured with onnxruntime 1.31 on x86-64: 20 MiB
-for an MLP, 22 to 26 MiB for small convolutional nets."""
-
-ACTIVATION_FACTOR = 1.5
-"""Activations take more than their own bytes: convolutions need a workspace and the arena is not packed tightly.
-Measured with batches of 32 and 128: 1.0 (transformer), 1.2 (MobileNetV2), 1.2 to 1.5 (VGG, ResNet)."""
-
-WEIGHT_COPIES = 11
-"""Copies of the weights that a worker holds at its peak besides the training step's own. That is when the update is
-encoded: received, trained, their difference, what is encoded and decoded of it, and two residuals. 9 were measured."""
 
 RECENT = 5
 """Rounds that a correction looks back: a median over them forgets one bad round, and follows a warmer summer."""
@@ -58,7 +47,7 @@ FIRST_LIMITS = (1 / 3, 3.0)
 one tells."""
 
 TIME_LIMITS = (0.02, 50.0)
-MEMORY_LIMITS = (0.5, 4.0)
+MEMORY_LIMITS = (LEAST_SHARE, 4.0)
 """Bounds of corrections: beyond them, a measurement says something else than how fast the device is."""
 
 CLOCK_SLACK_S = 5.0
@@ -130,11 +119,11 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
             ratio=ratio,
             cost=manifest.cost,
             graph_bytes=graphs,
-            weight_bytes=encoded_bytes(manifest.tensors, Float32()),
+            weight_bytes=manifest.weight_bytes,
             down_bytes=graphs + weights,
             delta_bytes=min(weights, delta),
             up_bytes=encoded_bytes(manifest.tensors, workload.update_codec),
-            sample_bytes=4 * manifest.input.n_elements,
+            sample_bytes=manifest.sample_bytes,
         )
 
 
@@ -150,7 +139,12 @@ def predict(device: Device, option: Option, workload: Workload) -> Prediction:
     download_s = _transfer_s(down_bytes, profile.link_down_bytes_per_s, profile)
     start_s = timing.start_s() + total_s(evaluation)
     base = profile.planning_base_bytes
-    model = model_memory_bytes(option, batch) + (n_samples + n_held) * option.sample_bytes
+    model = model_memory_bytes(
+        option.cost,
+        weight_bytes=option.weight_bytes,
+        batch_size=batch,
+        data_bytes=(n_samples + n_held) * option.sample_bytes,
+    )
     return Prediction(
         download_s=download_s * correction.transfer_factor,
         start_s=start_s * correction.start_factor,
@@ -176,16 +170,6 @@ def missing_bytes(device: Device, option: Option) -> int:
     if device.graphs_of != option.ratio:
         return option.down_bytes
     return option.delta_bytes if device.has_base else option.down_bytes - option.graph_bytes
-
-
-def model_memory_bytes(option: Option, batch_size: int) -> float:
-    """Upper bound of what a model adds to a worker in training, the data apart.
-
-    Peaks of ten models from an MLP to VGG16, batches of 8 to 128, were between 76% and 97% of it.
-    """
-    cost = option.cost
-    activations = ACTIVATION_FACTOR * batch_size * cost.memory_per_sample_bytes
-    return SESSION_BYTES + cost.memory_fixed_bytes + activations + WEIGHT_COPIES * option.weight_bytes
 
 
 def unfit(device: Device, option: Option, prediction: Prediction) -> str:

@@ -7,14 +7,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reft_edge.bundle.manifest import Cost, Work
+from reft_edge.agent.admission import refusal
+from reft_edge.agent.reference_step import reference_bundle
+from reft_edge.agent.settings import Limits
+from reft_edge.bundle.manifest import BlobRef, Cost, Work
 from reft_edge.coordinator.planning import DEFAULT_RATIOS, Assignment, merge_tiers, plan
 from reft_edge.coordinator.policies import DEADLINE_SHARE, Ladder
-from reft_edge.coordinator.prediction import FIRST_LIMITS, Correction, Device, Option, Workload, correct, predict
+from reft_edge.coordinator.prediction import (
+    FIRST_LIMITS,
+    Correction,
+    Device,
+    Option,
+    Workload,
+    correct,
+    predict,
+    unfit,
+)
 from reft_edge.coordinator.records import Prediction
+from reft_edge.data.description import DataDescription
 from reft_edge.errors import ConfigError, ModelError
 from reft_edge.profiling.profile import DeviceProfile, Quantity
-from reft_edge.wire.messages import Measured
+from reft_edge.wire.messages import Measured, Task, TrainingPlan, WeightsRef
 
 MIB = 2**20
 WORKLOAD = Workload(local_epochs=2, batch_size=32, deadline_s=600.0)
@@ -361,3 +374,32 @@ def test_devices_share_the_variant_of_the_slower_one() -> None:
     assert max(Counter(map(ratio, apart)).values()) < 3
     assert Counter(map(ratio, together)) == {ratio(apart[0]): 3, ratio(apart[3]): 1}
     assert "to share a variant" in together[2].reason
+
+
+@given(
+    memory=st.floats(60, 600),
+    samples=st.integers(2, 20_000),
+    batch_size=st.integers(1, 128),
+    peak=st.floats(0.01, 10),
+    rounds=st.integers(0, 2),
+)
+@settings(deadline=None)
+def test_what_a_planner_assigns_the_device_does_not_refuse(
+    memory: float, samples: int, batch_size: int, peak: float, rounds: int
+) -> None:
+    """Whatever earlier rounds made the planner believe: both have the formula from one place."""
+    manifest = reference_bundle().manifest
+    workload = Workload(local_epochs=1, batch_size=batch_size, deadline_s=1e9)
+    option = Option.of(manifest, ratio=0.0, workload=workload)
+    one = device(1e9, memory, samples)
+    expected = predict(one, option, workload)
+    model = expected.uncorrected_peak_memory_bytes - expected.base_memory_bytes
+    found = measured(peak_memory_bytes=int(expected.base_memory_bytes + peak * model))
+    one = msgspec.structs.replace(one, correction=correct([(expected, found)] * rounds))
+    if unfit(one, option, predict(one, option, workload)):
+        return
+    ref = BlobRef(sha256="0" * 64, size_bytes=1)
+    plan = TrainingPlan(local_epochs=1, batch_size=batch_size, learning_rate=0.1, seed=0)
+    task = Task(task="t", round=1, run="r", bundle=ref, weights=WeightsRef(blob=ref), plan=plan, deadline=0)
+    data = DataDescription(training_samples=samples, holdout_samples=0, n_classes=10, input_shape=(3, 32, 32))
+    assert refusal(manifest, task, limits=Limits(), profile=one.profile, data=data) is None
