@@ -40,6 +40,8 @@ class CodecSettings(msgspec.Struct, frozen=True, kw_only=True):
     learning_rate: float = 0.05
     batch_size: int = 32
     seeds: tuple[int, ...] = (0, 1, 2)
+    one_shot_epochs: int = 16
+    """Local epochs of the one exchange in which nothing can be made up for later."""
     target_accuracy: float = 0.9
     """Bytes are counted until the model is as good as this, and to the end."""
 
@@ -109,7 +111,7 @@ WAYS: tuple[Way, ...] = tuple(dict.fromkeys((*UP, *DOWN)))
 QUICK: tuple[Way, ...] = tuple(
     way
     for way in WAYS
-    if way.update in (Float32(), Int8(), Int4(), TopK(fraction=0.05), LayerWise(error_budget=0.5))
+    if way.update in (Float32(), Int8(), Int4(), TopK(fraction=0.05), LayerWise(error_budget=0.3))
     and way.compensation in (_FEEDBACK, Uncompensated())
     and way.delta in (None, Int8(), LayerWise(error_budget=0.3))
 )
@@ -123,6 +125,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     decode_s: float
     relative_error: float
     """Norm of the error over the norm, of all parameters and statistics of two axes or more."""
+    one_shot_accuracy: float
+    """On the test data, mean over the devices' models after a one-shot round, as the coordinator rebuilds them."""
 
 
 class CodecRun(msgspec.Struct, frozen=True, kw_only=True):

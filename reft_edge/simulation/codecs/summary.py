@@ -21,6 +21,7 @@ class Summary:
     encode_s: tuple[float, ...]
     decode_s: tuple[float, ...]
     relative_error: tuple[float, ...]
+    one_shot_accuracy: tuple[float, ...]
     accuracy: tuple[float, ...]
     """Mean of the last rounds."""
     up_bytes: tuple[int, ...]
@@ -50,6 +51,7 @@ def _summary(way: Way, runs: Sequence[CodecRun], target: float) -> Summary:
         encode_s=tuple(run.message.encode_s for run in runs),
         decode_s=tuple(run.message.decode_s for run in runs),
         relative_error=tuple(run.message.relative_error for run in runs),
+        one_shot_accuracy=tuple(run.message.one_shot_accuracy for run in runs),
         accuracy=tuple(fmean(run.accuracy[-LAST_ROUNDS:]) for run in runs),
         up_bytes=tuple(sum(run.up_bytes) for run in runs),
         down_bytes=tuple(sum(run.down_bytes) for run in runs),

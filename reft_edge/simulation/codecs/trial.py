@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,8 +41,20 @@ if TYPE_CHECKING:
 REFERENCE_ROUND = 3
 """Whose update is the one message: the first are not typical."""
 
+UNCOMPRESSED = Way(update=Float32(), compensation=Uncompensated())
+
 REPEATS = 3
 """Of encoding and decoding; the fastest counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What one device made of the weights that it got."""
+
+    ratio: float
+    specs: Sequence[TensorSpec]
+    weights: dict[str, Array]
+    delta: dict[str, Array]
 
 
 class Ground:
@@ -53,25 +67,39 @@ class Ground:
         architecture = ModelSettings(name=settings.model, input_shape=INPUT_SHAPE, n_outputs=N_CLASSES)
         model = initial_model(architecture, base_dir=directory, seed=seed)
         self.kit = Kit(model, architecture, settings.ratios, seed=seed, directory=directory)
-        self.specs, self.weights, self.delta = _reference(self)
+        self._round = _reference(self)
+        self._one_shot = _one_shot(self)
 
     def message(self, codec: Codec) -> Message:
-        """The reference update under `codec`."""
-        norms = weight_norms(self.weights)
+        """The reference update under `codec`, and the one-shot updates."""
+        one = self._round
+        norms = weight_norms(one.weights)
         encode_s, decode_s = [], []
         for _ in range(REPEATS):
             began = time.process_time()
-            data = encode_tensors(self.delta, codec, rng=np.random.default_rng(self.seed), norms=norms)
+            data = encode_tensors(one.delta, codec, rng=np.random.default_rng(self.seed), norms=norms)
             encoded = time.process_time()
-            received = decode_tensors(data, codec, self.specs)
+            received = decode_tensors(data, codec, one.specs)
             encode_s.append(encoded - began)
             decode_s.append(time.process_time() - encoded)
         return Message(
             n_bytes=len(data),
             encode_s=min(encode_s),
             decode_s=min(decode_s),
-            relative_error=_relative_error(self.delta, received),
+            relative_error=_relative_error(one.delta, received),
+            one_shot_accuracy=fmean(self._teacher_accuracy(update, codec) for update in self._one_shot),
         )
+
+    def _teacher_accuracy(self, update: Update, codec: Codec) -> float:
+        """On the test data, of the model that the coordinator makes of one device's update."""
+        rng = np.random.default_rng(self.seed)
+        data = encode_tensors(update.delta, codec, rng=rng, norms=weight_norms(update.weights))
+        received = decode_tensors(data, codec, update.specs)
+        test = self.digits.test
+        with self.kit.trainer(update.ratio) as trainer:
+            trainer.restart({name: update.weights[name] + received[name] for name in received}, seed=0)
+            outputs = trainer.predict(test.inputs, batch_size=self.settings.batch_size)
+        return float((outputs.argmax(axis=1) == test.targets).mean())
 
 
 def run_way(ground: Ground, way: Way) -> CodecRun:
@@ -91,13 +119,13 @@ def run_way(ground: Ground, way: Way) -> CodecRun:
 
 
 class _Federation:
-    def __init__(self, ground: Ground, way: Way) -> None:
+    def __init__(self, ground: Ground, way: Way, *, local_epochs: int | None = None) -> None:
         settings, kit = ground.settings, ground.kit
         self._ground = ground
         self._way = way
         self._kit = kit
         training = TrainingSettings(
-            local_epochs=settings.local_epochs,
+            local_epochs=local_epochs or settings.local_epochs,
             batch_size=settings.batch_size,
             learning_rate=settings.learning_rate,
             update_codec=Float32(),  # of what has been decoded; bytes are counted before
@@ -123,22 +151,21 @@ class _Federation:
         self.down_bytes: list[int] = []
         self.rejected = 0
 
-    def round(self, number: int) -> list[Learned]:
+    def learn(self, number: int) -> list[Learned]:
+        """What the devices make of this round's weights."""
         before = self._down()
         sent = self._cohort.publish(self._learner.read(self._weights))
         self.down_bytes.append(self._down() - before - (self._graphs() if number == 1 else 0))
-        learned = self._cohort.train(sent, number)
+        return self._cohort.train(sent, number)
+
+    def round(self, number: int) -> None:
+        learned = self.learn(number)
         self.up_bytes.append(0)
         good, bad = self._cohort.screen([self._send(one, number) for one in learned])
         self.rejected += len(bad)
         if good:
             self._weights = self._learner.merge(self._weights, good).weights
         self.accuracy.append(evaluate(self._learner.model, self._ground.digits.test).accuracy or 0.0)
-        return learned
-
-    def read(self) -> dict[str, Array]:
-        """The global tensors."""
-        return self._learner.read(self._weights)
 
     def _send(self, learned: Learned, number: int) -> Contribution:
         """What the coordinator makes of the device's message."""
@@ -147,7 +174,7 @@ class _Federation:
         specs = variant.manifest.tensors
         codec = codec_in_round(way.update, way.compensation, number)
         encoder = update_encoder(way.compensation, codec, self._states.get(device.name))
-        weights = decode_tensors(self._kit.blobs.read(learned.weights.blob), learned.weights.codec, specs)
+        weights = _received(self._kit, learned)
         rng = np.random.default_rng(derive_seed(device.name, str(self._ground.seed), str(number), "codec"))
         data = encoder.encode(learned.delta, rng=rng, norms=weight_norms(weights))
         self._states[device.name] = encoder.state
@@ -175,14 +202,30 @@ class _Federation:
         )
 
 
-def _reference(ground: Ground) -> tuple[Sequence[TensorSpec], dict[str, Array], dict[str, Array]]:
-    """Tensors, received weights and update of device 0 in the reference round."""
-    federation = _Federation(ground, Way(update=Float32(), compensation=Uncompensated()))
+def _reference(ground: Ground) -> Update:
+    """Of device 0 in the reference round."""
+    federation = _Federation(ground, UNCOMPRESSED)
     for number in range(1, REFERENCE_ROUND):
         federation.round(number)
-    variant = ground.kit.variants[ground.settings.ratios[0]]
-    weights = variant.channels.gather(federation.read())
-    return variant.manifest.tensors, weights, federation.round(REFERENCE_ROUND)[0].delta
+    return _update(ground.kit, federation.learn(REFERENCE_ROUND)[0])
+
+
+def _one_shot(ground: Ground) -> list[Update]:
+    """Of all devices, after as many epochs as a one-shot round has."""
+    federation = _Federation(ground, UNCOMPRESSED, local_epochs=ground.settings.one_shot_epochs)
+    return [_update(ground.kit, learned) for learned in federation.learn(1)]
+
+
+def _update(kit: Kit, learned: Learned) -> Update:
+    ratio = learned.device.ratio
+    specs = kit.variants[ratio].manifest.tensors
+    return Update(ratio=ratio, specs=specs, weights=_received(kit, learned), delta=learned.delta)
+
+
+def _received(kit: Kit, learned: Learned) -> dict[str, Array]:
+    """The weights that the device trained from."""
+    specs = kit.variants[learned.device.ratio].manifest.tensors
+    return decode_tensors(kit.blobs.read(learned.weights.blob), learned.weights.codec, specs)
 
 
 def _relative_error(sent: Tensors, received: Tensors) -> float:
