@@ -350,7 +350,7 @@ def test_where_flower_cannot_be_installed_the_benchmark_says_why_and_ends_with_a
 @pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
 def test_our_side_plays_and_every_figure_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "SETTLE_S", 0.1)
-    settings = SideBySideSettings(task=TaskSettings(rounds=2), idle_s=0.6, sample_s=0.1)
+    settings = SideBySideSettings(task=TaskSettings(rounds=2), idle_s=0.6, rest_s=0.6, sample_s=0.1)
     said: list[str] = []
     run = trial.play(
         tmp_path,
@@ -361,7 +361,7 @@ def test_our_side_plays_and_every_figure_is_there(tmp_path: Path, monkeypatch: p
     )
     assert said[-1] == "idle, after the run"
     assert len(run.rounds) == 2
-    assert run.rounds[0].down_bytes[0] > 300_000  # float16
+    assert run.rounds[0].down_bytes[0] > 250_000  # float16
     assert all(use.cpu_s[0] > 0 and use.up_bytes[0] > 100_000 for use in run.rounds)
     assert run.peak_pss_bytes[0] > run.after.pss_bytes[0] > 2**20
     assert run.accuracy > 0.1
