@@ -179,8 +179,9 @@ def unfit(device: Device, option: Option, prediction: Prediction) -> str:
         need = ceil(prediction.peak_memory_bytes / 2**20)
         return f"needs {need} MiB of memory at ratio {option.ratio:.3g} but has {int(available / 2**20)} MiB"
     disk = device.profile.disk_free_bytes
-    # Blobs as they travel, the update, and the residual of its codec.
-    need_disk = option.down_bytes + option.up_bytes + option.weight_bytes
+    # Blobs as they travel, the weights that a delta starts from, the update, and the residual of its codec.
+    base_bytes = option.down_bytes - option.graph_bytes
+    need_disk = option.down_bytes + base_bytes + option.up_bytes + option.weight_bytes
     if disk is not None and need_disk > disk.value:
         need = ceil(need_disk / 2**20)
         return f"needs {need} MiB of disk at ratio {option.ratio:.3g} but has {int(disk.value / 2**20)} MiB"
