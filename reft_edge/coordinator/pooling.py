@@ -13,9 +13,10 @@ With logits z_k, weights a_k of the teachers, and rho_k(y) = pi_k(y) / sum_j a_j
     s(y | x)    =  sum_k w_k(y) log q_k(y | x) / sum_k w_k(y),         w_k(y) = a_k sqrt(pi_k(y))
 
 and softmax(s) is what the ensemble says: a logarithmic opinion pool (Genest and Zidek, Combining Probability
-Distributions, Statistical Science, 1986) with weights for each class. The adjustment is that of Menon et al. (arXiv 2007.07314,
-"post-hoc"), but relative to the cohort's mix instead of to equal classes: a class that is rare everywhere, or that the
-public data lack, is not made frequent by it, and teachers who know all classes alike are not changed at all.
+Distributions, Statistical Science, 1986) with weights for each class. The adjustment is the one after training of Menon
+et al. (arXiv 2007.07314), but relative to the cohort's mix instead of to equal classes: a class that is rare
+everywhere, or that the public data lack, is not made frequent by it, and teachers who know all classes alike are not
+changed at all.
 
 When it pays: after one exchange with many local epochs, when each teacher knows its own classes well. Of teachers that
 trained a few epochs from a shared start, the plain mean at temperature 4 was better where skew is strong (digits,

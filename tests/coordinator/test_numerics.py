@@ -113,6 +113,7 @@ def test_a_student_approaches_its_teacher_without_labels_and_the_same_seed_gives
     assert results[0].losses[-1] < 0.7 * results[0].losses[0]
     assert results[0].kept_epoch == results[0].epochs_run == 12
     assert results[0].held_out_after is None
+    assert all(tensor.is_contiguous() for tensor in students[0].state_dict().values())
 
 
 def test_with_labels_the_student_never_gets_worse_than_the_merged_model():
