@@ -32,6 +32,9 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Train no faster than this, by pausing after each step; by default as fast as the device can."""
     threads: Annotated[int, Meta(ge=1, le=256)] | None = None
     """Cores to train on; by default all, at most 4."""
+    spin: bool = False
+    """While a step runs, let cores wait for each other at full speed: faster where nothing else needs them, slower
+    where something does."""
     nice: Annotated[int, Meta(ge=0, le=19)] = 10
     """How far training steps back behind other processes (`nice`)."""
     idle_worker_s: Annotated[float, Meta(ge=0, le=86_400)] = 120.0

@@ -162,6 +162,7 @@ class TaskRunner:
             self._blobs.read(manifest.inference_graph),
             received,
             threads=self._configure.limits.n_threads,
+            spin=self._configure.limits.spin,
             seed=seed,
         )
         self._warm = _WarmTrainer(key=key, trainer=trainer)

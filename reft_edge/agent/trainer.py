@@ -33,13 +33,15 @@ _BATCH_INPUTS = frozenset({"inputs", "targets", "learning_rate", "seed"})
 class Trainer:
     """A bundle in training.
 
-    `bundle` is a directory or a `Bundle`. `threads` is the number of cores to use; `seed` makes dropout reproducible:
-    step `k` draws from (seed, k).
+    `bundle` is a directory or a `Bundle`. `threads` is the number of cores to use, `spin` whether they wait for each
+    other by spinning; `seed` makes dropout reproducible: step `k` draws from (seed, k).
     """
 
-    def __init__(self, bundle: Bundle | Path | str, *, threads: int = 2, seed: int = 0) -> None:
+    def __init__(self, bundle: Bundle | Path | str, *, threads: int = 2, spin: bool = False, seed: int = 0) -> None:
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        self._start(opened.manifest, opened.training_graph, opened.inference_graph, opened.tensors(), threads, seed)
+        self._start(
+            opened.manifest, opened.training_graph, opened.inference_graph, opened.tensors(), threads, spin, seed
+        )
 
     @classmethod
     def from_parts(
@@ -50,6 +52,7 @@ class Trainer:
         weights: Tensors,
         *,
         threads: int = 2,
+        spin: bool = False,
         seed: int = 0,
     ) -> Trainer:
         """A trainer from blobs that lie apart, with weights that may be newer than the bundle's.
@@ -58,7 +61,7 @@ class Trainer:
         """
         check_tensors(weights, manifest.tensors)
         trainer = cls.__new__(cls)
-        trainer._start(manifest, training_graph, inference_graph, weights, threads, seed)
+        trainer._start(manifest, training_graph, inference_graph, weights, threads, spin, seed)
         return trainer
 
     def _start(
@@ -68,6 +71,7 @@ class Trainer:
         inference_graph: bytes,
         weights: Tensors,
         threads: int,
+        spin: bool,
         seed: int,
     ) -> None:
         self.manifest = manifest
@@ -76,7 +80,7 @@ class Trainer:
         self._n_steps = 0
         self._inference_graph = inference_graph
         self._predictor: Predictor | None = None
-        self._session = open_session(training_graph, threads=threads)
+        self._session = open_session(training_graph, threads=threads, spin=spin)
         self._shapes = {
             value.name: _shape(value) for value in self._session.get_inputs() if value.name not in _BATCH_INPUTS
         }

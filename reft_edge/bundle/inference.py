@@ -35,16 +35,18 @@ OUTPUTS = "outputs"
 """Names of the samples' input and of the result in every inference graph."""
 
 
-def open_session(graph: bytes, *, threads: int, optimize: bool = True) -> ort.InferenceSession:
-    """A CPU session on a graph blob, set up for devices: few threads, no spinning, no arena beyond need.
+def open_session(graph: bytes, *, threads: int, optimize: bool = True, spin: bool = False) -> ort.InferenceSession:
+    """A CPU session on a graph blob, set up for devices: few threads, no arena beyond need.
 
+    With `spin`, threads that wait for the next piece of a running graph do so on their core, and sleep between runs.
     Raises `BundleError` when onnxruntime refuses the graph and `ResourceError` when memory runs out.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Agents share cores with the device's own work: an idle pool must not burn them.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.enable_mem_pattern = False  # patterns are made a batch size; the arena alone re-uses as well
     options.log_severity_level = 3
     if not optimize:
