@@ -23,6 +23,13 @@ from reft_edge.profiling.cgroups import cpu_quota
 _TASKS = Path("/proc/self/task")
 
 
+def waited_ns() -> int:
+    """How long this process's first thread has waited for a core; 0 where the kernel does not tell."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/self/schedstat").read_text().split()[1])
+    return 0
+
+
 class UndisturbedClock:
     """Seconds, as `time.perf_counter`, less those that the threads of this process waited for a core.
 
