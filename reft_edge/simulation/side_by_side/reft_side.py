@@ -45,9 +45,11 @@ UNPLANNED_DEADLINE_S = 600.0
 
 TEST_FILE = "test.npz"
 
-_DESCRIBED = "samples to train on"
-_MEASURED = "GFLOP/s in training"
-"""Stand in an agent's log when it knows what it can announce."""
+PROFILE_FILE = "profile.toml"
+"""What this machine can do, measured once for all emulated boards."""
+
+_ANNOUNCED = "samples to train on"
+"""Stands in an agent's log when it knows what it can announce."""
 
 _OPEN_BROKER = """\
 listener {port}
@@ -67,9 +69,9 @@ class _Plan:
 
     boards: tuple[str, ...]
     emulated: bool
-    """Agents measure this machine and then train no faster, and with no more memory, than their boards grant; they
-    pause for it, which takes wall time but no CPU time. Else they take their board's profile from its file, which saves
-    the measuring, and every device trains the unpruned net as fast as it can."""
+    """Agents have this machine's profile and train no faster, and with no more memory, than their boards grant; they
+    pause for it, which takes wall time but no CPU time. Else every device is the board, and trains the unpruned net as
+    fast as it can."""
     deadline_s: float
 
 
@@ -140,6 +142,8 @@ class ReftSide:
 
     def start_devices(self) -> Sequence[int]:
         settings, devices = self._write()
+        if self._plan.emulated:
+            self._measure_machine()
         program = find_mosquitto()
         if program is None:
             raise BrokerError("our side needs Mosquitto here (apt install mosquitto); the embedded broker has no TLS")
@@ -149,8 +153,7 @@ class ReftSide:
         )
         agents = [self._start_agent(number, folder) for number, folder in enumerate(devices)]
         for agent in agents:
-            for words in (_MEASURED, _DESCRIBED) if self._plan.emulated else (_DESCRIBED,):
-                sides.wait_for_words(agent, words, self._children)
+            sides.wait_for_words(agent, _ANNOUNCED, self._children)
         return [agent.process.pid for agent in agents]
 
     def run(self) -> Iterator[int]:
@@ -166,6 +169,14 @@ class ReftSide:
                 case RoundClosed(accuracy=accuracy) if accuracy is not None:
                     self._accuracies.append(accuracy)
                     yield len(self._accuracies)
+
+    def _measure_machine(self) -> None:
+        """As an agent would at its first start, but once, and while nobody else computes."""
+        words = ["profile-device", "--quick", "--threads", "1", "--output", PROFILE_FILE]
+        measuring = self._start("profile-device", [sys.executable, "-m", "reft_edge", *words])
+        sides.wait_until(
+            lambda: measuring.status == 0, "profile-device", self._children, timeout_s=sides.START_TIMEOUT_S
+        )
 
     def _write(self) -> tuple[Path, list[Path]]:
         """Everybody's files; returns the broker's configuration and the devices' folders."""
@@ -236,7 +247,7 @@ class ReftSide:
         return {
             **known,
             "data": {"path": "data.npz", "holdout_fraction": 0.0},
-            "profile": {} if self._plan.emulated else {"path": str(path)},
+            "profile": {"path": str(self._directory / PROFILE_FILE if self._plan.emulated else path)},
             "limits": limits,
         }
 

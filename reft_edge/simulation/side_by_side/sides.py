@@ -20,7 +20,7 @@ from reft_edge.simulation.children import Child, Children
 from reft_edge.simulation.side_by_side.star import HUB_ADDRESS
 
 START_TIMEOUT_S = 300.0
-"""For a process to be ready: an agent measures its device first, and four at once on a busy machine take minutes."""
+"""For a process to be ready; seconds on a quiet machine, minutes on a busy one."""
 
 ROUND_TIMEOUT_S = 300.0
 """For the next round to end; beyond it a side hangs."""
