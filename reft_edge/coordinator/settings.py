@@ -67,8 +67,9 @@ class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     batch_size: Annotated[int, Meta(ge=1, le=65_536)] = 32
     learning_rate: Annotated[float, Meta(gt=0, le=1000)] = 0.05
     schedule: Literal["constant", "cosine"] = "constant"
-    update_codec: CodecName | Codec = "int8"
-    """A name, or a table with a name and its options; so is `weights_codec`."""
+    update_codec: CodecName | Codec = "layer_wise"
+    """A name, or a table with a name and its options; so is `weights_codec`. By default the one with the fewest bytes
+    that cost no accuracy, in many rounds nor in one (scripts/benchmarks/codecs)."""
     weights_codec: CodecName | Codec = "float16"
     """Weights on the way down; half the bytes of float32 for a rounding error far below a training step."""
     delta_codec: Literal["none"] | CodecName | Codec = "int8"
