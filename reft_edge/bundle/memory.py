@@ -8,28 +8,36 @@ from __future__ import annotations
 
 from reft_edge.bundle.manifest import Cost
 
-SESSION_BYTES = 28 * 2**20
+SESSION_BYTES = 22 * 2**20
 """What a worker's other code and its open sessions add to the runtime. Measured with onnxruntime 1.31 on x86-64: 20 MiB
-for an MLP, 22 to 26 MiB for small convolutional nets."""
+for an MLP, 22 to 26 MiB for small convolutional nets, workspace included."""
 
-ACTIVATION_FACTOR = 1.5
-"""Activations take more than their own bytes: convolutions need a workspace and the arena is not packed tightly.
-Measured with batches of 32 and 128: 1.0 (transformer), 1.2 (MobileNetV2), 1.2 to 1.5 (VGG, ResNet)."""
+ACTIVATION_FACTOR = 1.95
+"""Activations take more than their own bytes: convolutions need a workspace, and onnxruntime's order of nodes and its
+arena are not as tight as the count. Measured with batches of 16 and 32: 1.2 (VGG), 1.8 to 1.9 (ResNet)."""
 
 WEIGHT_COPIES = 7
 """Copies of the weights that a worker holds at its peak besides the training step's own. That is when the update is
 encoded: received, trained, their difference, what is encoded of it, and two residuals. Measured with VGG16 pruned to 19
 and to 4.7 million parameters: 5 in a first round, 6 with a residual of the round before."""
 
+STATE_COPIES = 5
+"""More for each further tensor that a compensation keeps for each of the weights', beside the residual that is counted
+above: the old one, the new one, and that as bytes, in one piece and compressed when it is written."""
+
 LEAST_SHARE = 0.7
 """Of the bound, what a model may really take: measured were 0.76 to 0.97. A device refuses only what does not fit even
 so, and a planner that has measured less believes no less; so what a planner assigns, the device takes."""
 
 
-def model_memory_bytes(cost: Cost, *, weight_bytes: float, batch_size: int, data_bytes: float) -> float:
+def model_memory_bytes(
+    cost: Cost, *, weight_bytes: float, batch_size: int, data_bytes: float, kept_states: int = 1
+) -> float:
     """Upper bound of what a model in training and its data add to a worker.
 
-    `weight_bytes`: of the state in float32; `data_bytes`: of all samples that the device holds.
+    `weight_bytes`: of the state in float32; `data_bytes`: of all samples that the device holds; `kept_states`: tensors
+    that are kept from update to update, for each of the weights'.
     """
     activations = ACTIVATION_FACTOR * batch_size * cost.memory_per_sample_bytes
-    return SESSION_BYTES + cost.memory_fixed_bytes + activations + WEIGHT_COPIES * weight_bytes + data_bytes
+    copies = WEIGHT_COPIES + STATE_COPIES * max(0, kept_states - 1)
+    return SESSION_BYTES + cost.memory_fixed_bytes + activations + copies * weight_bytes + data_bytes
