@@ -8,6 +8,9 @@ weighted mean of what the devices that hold it learned:
 and stays where nobody holds it. With identity maps this is federated averaging (McMahan et al., arXiv 1602.05629,
 algorithm 1); with nested variants it is the aggregation of HeteroFL (Diao et al., arXiv 2010.01264, equations 4 to 6).
 
+On request the sum of a parameter's changes is divided by the weights of all devices, as if those that do not hold an
+entry had left it where it is. Entries that few devices hold then do not follow the classes of those few.
+
 Pure numpy. Updates are streamed: peak memory is 16 bytes for each entry of the global model (two float64
 accumulators), one update with its map, and the result. What an update may weigh, and whether it came in time, is
 decided elsewhere. One device that sends what it likes can move this mean anywhere: `coordinator.robust` has rules that
@@ -16,7 +19,7 @@ hold against some.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING
@@ -43,8 +46,13 @@ class ClientUpdate:
     weight: float
 
 
-def merge(global_tensors: Tensors, updates: Iterable[ClientUpdate]) -> dict[str, Array]:
+def merge(
+    global_tensors: Tensors, updates: Iterable[ClientUpdate], *, over_cohort: Collection[str] = ()
+) -> dict[str, Array]:
     """The global tensors after the weighted mean of `updates`; the arguments are left as they are.
+
+    `over_cohort`: names of the tensors whose sums are divided by the weights of all devices. Statistics and counters
+    must not be among them: they are measured, and what nobody measured says nothing.
 
     Sums are float64, so the order of the updates changes the float32 result by a unit in the last place at most.
     Integer tensors (batch counters) move by the rounded mean; boolean ones stay.
@@ -52,12 +60,16 @@ def merge(global_tensors: Tensors, updates: Iterable[ClientUpdate]) -> dict[str,
     """
     sums = {name: np.zeros(t.shape, np.float64) for name, t in global_tensors.items() if t.dtype != np.bool_}
     weights = {name: np.zeros_like(total) for name, total in sums.items()}
+    cohort = 0.0
     for update in updates:
         check_fits(update, global_tensors)
+        cohort += update.weight
         for name in sums.keys() & update.delta.keys():
             weighted = update.delta[name].astype(np.float64) * update.weight
             update.channels.add(name, weighted, into=sums[name])
             update.channels.add(name, update.weight, into=weights[name])
+    for name in over_cohort:
+        weights[name].fill(cohort)
     return {
         name: _moved(tensor, sums.pop(name), weights.pop(name)) if name in sums else tensor.copy()
         for name, tensor in global_tensors.items()

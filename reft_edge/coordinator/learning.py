@@ -154,13 +154,15 @@ class Learner:
 
     def _merged(self, start: Tensors, contributions: Sequence[Contribution]) -> dict[str, Array]:
         settings = self._options.aggregation
+        parameters = {name for name, _ in self.model.named_parameters()}
         if settings.rule == "mean":
-            return merge(start, self._updates(contributions))
+            over_cohort = parameters if settings.divide_by == "cohort" else ()
+            return merge(start, self._updates(contributions), over_cohort=over_cohort)
         return merge_robustly(
             start,
             self._updates(contributions),
             settings=settings,
-            parameters={name for name, _ in self.model.named_parameters()},
+            parameters=parameters,
             directory=self._blobs.root,
         )
 

@@ -98,6 +98,22 @@ def test_with_identity_maps_it_is_federated_averaging():
     np.testing.assert_allclose(merge(tensors, updates)["w"], [[5.0, 8.0]])
 
 
+def test_over_the_cohort_an_entry_moves_by_the_share_of_the_weights_that_hold_it():
+    rng = np.random.default_rng(3)
+    tensors = global_model()
+    updates = [update(rng, str(k), weight) for k, weight in enumerate((1.0, 2.0, 5.0))]
+    usual, over_cohort = merge(tensors, updates), merge(tensors, updates, over_cohort={"conv.weight", "odd"})
+    for name in ("conv.weight", "odd"):
+        held = np.zeros(tensors[name].size)
+        for one in updates:
+            held[one.channels.indices[name].reshape(-1)] += one.weight
+        expected = (usual[name] - tensors[name]) * (held / 8.0).reshape(tensors[name].shape)
+        np.testing.assert_allclose(over_cohort[name] - tensors[name], expected, atol=1e-6)
+    for name in tensors.keys() - {"conv.weight", "odd"}:
+        np.testing.assert_array_equal(over_cohort[name], usual[name])
+    assert_close(merge(tensors, [], over_cohort={"odd"}), tensors, 0)
+
+
 @pytest.mark.parametrize(
     ("delta", "weight", "message"),
     [

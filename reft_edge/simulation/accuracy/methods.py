@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from reft_edge.coordinator.aggregation_settings import AggregationSettings
 from reft_edge.coordinator.distillation_settings import AugmentationSettings, DistillationSettings
 from reft_edge.coordinator.settings import TrainingSettings
 from reft_edge.simulation.accuracy.records import AccuracySettings, Central, Federated, Method
@@ -23,8 +24,6 @@ BATCH_SIZE = 32
 LEARNING_RATE = 0.05
 EPOCHS = 2
 """Over a device's own data in a round, where devices and coordinator exchange often."""
-EPOCHS_OF_REFT = 5
-"""The same for REFT in rounds, whose exchanges are dear for the coordinator, too."""
 
 ONE_SHOT, MULTI_ROUND = "REFT one-shot", "REFT multi-round"
 FEDAVG, SMALLEST, FL_PQSU, CENTRAL = "FedAvg", "FedAvg, all smallest", "FL-PQSU", "central"
@@ -49,9 +48,8 @@ def accuracy_settings(kind: DataKind, *, quick: bool) -> AccuracySettings:
 
 def methods_of(kind: DataKind, *, quick: bool) -> tuple[Method, ...]:
     """All methods, those that others are compared with first."""
-    rounds = 10 if quick or kind == "digits" else 15
+    rounds, exchanges = (10, 5) if quick or kind == "digits" else (15, 6)
     passes = EPOCHS * rounds
-    exchanges = passes // EPOCHS_OF_REFT
     whole = _training(EPOCHS, update_codec="float32", weights_codec="float32", delta_codec="none")
     return (
         Federated(name=FEDAVG, rounds=rounds, sizes="whole", training=whole),
@@ -66,7 +64,10 @@ def methods_of(kind: DataKind, *, quick: bool) -> tuple[Method, ...]:
             name=MULTI_ROUND,
             rounds=exchanges,
             sizes="fitted",
-            training=_training(EPOCHS_OF_REFT, schedule="cosine", weights_codec="int8"),
+            training=_training(
+                passes // exchanges, schedule="cosine", weights_codec="int8", update_codec="int4", delta_codec="int4"
+            ),
+            aggregation=AggregationSettings(divide_by="cohort"),
             distillation=_distillation(kind, epochs=12),
         ),
         Federated(name=SMALLEST, rounds=rounds, sizes="smallest", training=whole),

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from reft_edge.coordinator.aggregation_settings import AggregationSettings
 from reft_edge.coordinator.distillation_settings import DistillationSettings
 from reft_edge.coordinator.settings import TrainingSettings
 
@@ -43,6 +44,7 @@ class Federated(msgspec.Struct, frozen=True, kw_only=True, tag="federated"):
     rounds: int
     sizes: Sizes
     training: TrainingSettings
+    aggregation: AggregationSettings = AggregationSettings()
     distillation: DistillationSettings | None = None
     """None: no public data, so neither distillation nor batch-norm statistics from it."""
     selective: bool = False

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reft_edge.bundle.manifest import SGD, CrossEntropy
-from reft_edge.coordinator.aggregation_settings import AggregationSettings
 from reft_edge.coordinator.catalogue import initial_model
 from reft_edge.coordinator.distillation_settings import DistillationSettings
 from reft_edge.coordinator.evaluation import evaluate
@@ -107,7 +106,7 @@ class _Trial:
         kit = ground.small if method.sizes == "smallest" else ground.whole
         options = LearningOptions(
             loss=CrossEntropy(),
-            aggregation=AggregationSettings(),
+            aggregation=method.aggregation,
             distillation=method.distillation or DistillationSettings(epochs=0),
             seed=ground.seed,
             public=None if method.distillation is None else ground.parts.public,
