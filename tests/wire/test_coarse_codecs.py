@@ -344,7 +344,7 @@ def test_channels_that_change_little_stay_at_home() -> None:
     update = {"w": np.repeat(np.array([[0.5], [0.01], [0.2], [0.09]], np.float32), 25, axis=1)}
     data = encode_tensors(update, Selective(threshold=0.1), norms=weight_norms(weights))
     decoded = decode_tensors(data, Selective(threshold=0.1), specs_of(update))["w"]
-    assert decoded[[1, 3]].any() == False  # noqa: E712
+    assert not decoded[[1, 3]].any()
     np.testing.assert_allclose(decoded[[0, 2]], update["w"][[0, 2]], rtol=0.01)
 
 

@@ -157,7 +157,7 @@ def test_the_residual_of_error_feedback_does_not_grow_without_end(codec: Codec) 
 @settings(max_examples=40, deadline=None)
 @given(updates=rounds_of_updates)
 def test_momentum_sends_all_of_an_update_in_the_end(updates: list[Array]) -> None:
-    """With a codec that sends nothing but rounding, nothing is masked: u and v hold what has not arrived."""
+    """Entries that have never been sent are not masked: u and v hold all of what has not arrived."""
     options = DeepGradientOptions(momentum=0.6, clip=1000)
     pair = Pair(options, TopK(fraction=0.01))  # of 24 entries, one
     sent = np.zeros(SHAPE)
