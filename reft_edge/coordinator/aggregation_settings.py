@@ -25,10 +25,10 @@ class AggregationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     """`mean` trusts every device and weighs it by its samples; the others count every device alike
     (`coordinator.robust`)."""
     divide_by: Literal["holders", "cohort"] = "holders"
-    """For `mean`, where devices hold different parts of the model: what the sum of an entry's changes is divided by, the
-    weights of those that hold the entry, or of all that took part. With `cohort` what few devices hold moves less, and
-    does not run after their few classes. Over several rounds that merges better models (digits, Dirichlet 0.1, 5
-    rounds, 3 seeds: 92% against 74%, and after distilling 93% against 91%), in a single one worse."""
+    """For `mean`, where devices hold different parts of the model: what the sum of an entry's changes is divided by.
+    That is the weights of those that hold the entry, or of all that took part: then what few devices hold moves less,
+    and does not run after their few classes. Over several rounds `cohort` merges better models (digits, Dirichlet 0.1,
+    5 rounds, 3 seeds: 92% against 74%, and after distilling 93% against 91%), in a single one worse."""
     hostile: Annotated[int, Meta(ge=0, le=1_000_000)] | Annotated[float, Meta(ge=0, lt=0.5)] = 0.2
     """Devices that may be hostile: how many (a whole number), or which share of those that took part in the round
     (below 0.5, rounded up). `trimmed_mean` and `monna` use it."""
