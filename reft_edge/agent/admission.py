@@ -13,6 +13,7 @@ from reft_edge.bundle.manifest import BlobRef, CrossEntropy, Manifest
 from reft_edge.bundle.memory import LEAST_SHARE, model_memory_bytes
 from reft_edge.data.description import DataDescription
 from reft_edge.profiling.profile import RUNTIME_BASE_BYTES, DeviceProfile
+from reft_edge.wire.compensation_names import kept_states
 from reft_edge.wire.messages import Task
 
 
@@ -73,6 +74,7 @@ def memory_needed(manifest: Manifest, task: Task, profile: DeviceProfile | None,
         weight_bytes=manifest.weight_bytes,
         batch_size=batch_size,
         data_bytes=n_samples * manifest.sample_bytes,
+        kept_states=kept_states(task.plan.compensation),
     )
 
 

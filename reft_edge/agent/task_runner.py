@@ -32,14 +32,14 @@ from reft_edge.wire.blobs import BlobStore
 from reft_edge.wire.codec_names import Selective
 from reft_edge.wire.codecs import weight_norms
 from reft_edge.wire.compensation.methods import update_encoder
-from reft_edge.wire.compensation_names import compensation_name, keeps_memory
+from reft_edge.wire.compensation_names import compensation_name, keeps_memory, kept_states
 from reft_edge.wire.messages import Measured, Task, UpdateManifest
 
 if TYPE_CHECKING:
     from reft_edge.types import Array, Tensors
 
-MAX_STATES = 2
-"""float32 tensors for each of the model's that a method of compensation keeps at most (`wire.compensation`)."""
+OWN_STATE_BYTES = 64
+"""What a compensation keeps beside tensors of the model's shapes."""
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ class TaskRunner:
         norms = weight_norms(received) if isinstance(plan.update_codec, Selective) else None
         delta = _subtract(trained.tensors, received)
         key = f"{task.run}:{manifest.training_graph.sha256}:{compensation_name(plan.compensation)}"
-        known = self._read_residual(command.residual, key, manifest)
+        known = self._read_residual(command.residual, key, manifest, n_states=kept_states(plan.compensation))
         encoder = update_encoder(plan.compensation, plan.update_codec, known)
         rng = np.random.default_rng(derive_seed(self._configure.device, str(plan.seed), "codec"))
         blob = self._blobs.put(encoder.encode(delta, rng=rng, norms=norms))
@@ -209,12 +209,14 @@ class TaskRunner:
         )
         return Finished(task=task.task, update=update, measured=measured, residual=residual)
 
-    def _read_residual(self, residual: Residual | None, key: str, manifest: Manifest) -> Tensors | None:
+    def _read_residual(
+        self, residual: Residual | None, key: str, manifest: Manifest, *, n_states: int
+    ) -> Tensors | None:
         """What was kept, if it belongs to this run, these graphs and this method. A lost one costs precision, not the
         task."""
         if residual is None or residual.key != key:
             return None
-        limit = container_limit(sum(MAX_STATES * 4 * spec.n_elements for spec in manifest.tensors) + 4)
+        limit = container_limit(sum(n_states * 4 * spec.n_elements for spec in manifest.tensors) + OWN_STATE_BYTES)
         try:
             return unpack_tensors((self._residuals / residual.name).read_bytes(), max_bytes=limit)[0]
         except (OSError, BundleError) as exc:

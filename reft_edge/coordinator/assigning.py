@@ -181,6 +181,7 @@ def workload_of(settings: FederationSettings) -> Workload:
         weights_codec=training.weights_encoding,
         update_codec=training.update_encoding,
         delta_codec=training.delta_encoding,
+        compensation=training.compensation_method,
     )
 
 

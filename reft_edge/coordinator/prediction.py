@@ -22,6 +22,7 @@ from reft_edge.data.dataset import n_batches
 from reft_edge.profiling.profile import DeviceProfile, Quantity
 from reft_edge.wire.codec_names import Codec, Float16, Int8
 from reft_edge.wire.codecs import encoded_bytes
+from reft_edge.wire.compensation_names import Compensation, ErrorFeedbackOptions, kept_states
 from reft_edge.wire.messages import Measured
 
 DEFAULT_LINK_BYTES_PER_S = 1.25e6
@@ -64,6 +65,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     update_codec: Codec = Int8()
     delta_codec: Codec | None = None
     """Of new weights from the second round on; None: they travel whole."""
+    compensation: Compensation = ErrorFeedbackOptions()
 
 
 class Correction(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,6 +146,7 @@ def predict(device: Device, option: Option, workload: Workload) -> Prediction:
         weight_bytes=option.weight_bytes,
         batch_size=batch,
         data_bytes=(n_samples + n_held) * option.sample_bytes,
+        kept_states=kept_states(workload.compensation),
     )
     return Prediction(
         download_s=download_s * correction.transfer_factor,

@@ -70,6 +70,17 @@ def compensation_name(compensation: Compensation) -> str:
     return str(compensation.__struct_config__.tag)
 
 
+def kept_states(compensation: Compensation) -> int:
+    """float32 tensors that a device keeps between rounds for each of its model's that loses something."""
+    match compensation:
+        case Uncompensated():
+            return 0
+        case ErrorFeedbackOptions() | EF21Options():
+            return 1
+        case EControlOptions() | DeepGradientOptions():
+            return 2
+
+
 def keeps_memory(compensation: Compensation) -> bool:
     """Whether the coordinator, too, must keep tensors for each device between rounds."""
     return isinstance(compensation, EF21Options | EControlOptions)
