@@ -27,7 +27,8 @@ class SideBySideSettings(msgspec.Struct, frozen=True, kw_only=True):
     codecs: dict[str, str] = {}
     """Of [training], by key, where they are not the product's defaults."""
     idle_s: float = 60.0
-    """For so long devices are watched after the run, while nothing is asked of them."""
+    """For so long devices are watched after the run, while nothing is asked of them: two keep-alives of ours, twenty
+    polls of Flower's."""
     rest_s: float = 130.0
     """For so long a device alone is watched before the run: its first round then finds nothing warm, because an agent
     lets its worker go after 120 s without work."""
