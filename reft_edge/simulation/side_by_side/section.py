@@ -134,8 +134,8 @@ def section(path: Path) -> str:
     parts = ["## Side by side with Flower", _introduction(file, fleets), _table(MEASURES, fleets)]
     if alone := _columns(file, devices=1):
         parts.append(
-            f"One device alone on the machine, so that it shares pages of libraries with no other device; its run begins "
-            f"after {file.settings.rest_s:g} s of rest (an agent lets its worker go after 120 s):"
+            f"One device alone on the machine, so that it shares pages of libraries with no other device; its run "
+            f"begins after {file.settings.rest_s:g} s of rest (an agent lets its worker go after 120 s):"
         )
         parts.append(_table((IDLE_PSS, PEAK_PSS, FIRST_CPU, LATER_CPU, START_CPU), alone))
     if FLOWER in fleets and any(column in fleets for column in (UNPRUNED, PLANNED)):
