@@ -1,16 +1,20 @@
-"""Convolutions of one group and their derivatives, on tensors with the batch last: (channels, *positions, n_batch).
+"""Convolutions and their derivatives on tensors with the batch last: (channels, *positions, n_batch).
 
-With the batch as one more spatial axis, which the kernel does not span, all pictures are one:
+Those of one group, and those with a group for each channel (depthwise). With the batch as one more spatial axis, which
+the kernel does not span, all pictures are one:
 
-- input gradient: a convolution with the kernel turned around and its channel axes exchanged;
+- input gradient: a convolution with the kernel turned around and its channel axes exchanged; with a stride, one for
+  each phase of the stride with the places of the kernel that meet it, so that no zeros are multiplied;
 - weight gradient: for each place of the kernel the product of the output gradient and the shifted input, over all
   positions. Along the first spatial axis it is the gradient that is shifted, along the others the input, so that three
-  by three places take two shifted copies of each.
+  by three places take two shifted copies of each. Depthwise, where there are no matrices, products are summed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
+from math import prod
 
 import numpy as np
 
@@ -19,20 +23,38 @@ from reft_edge.compile.layout import BatchLast, behind, rows
 from reft_edge.compile.rules.geometry import Geometry, places_of, size_of, sizes_of
 from reft_edge.compile.rules.matmul import gemm
 from reft_edge.compile.rules.shapes import pad_zero
-from reft_edge.compile.symbols import Dim, Shape
+from reft_edge.compile.symbols import Dim, Shape, n_elements
 
 
 def convolve(
     graph: GraphBuilder, x: Value, weight: Value, bias: Value | None, geometry: Geometry, shape: Shape
 ) -> BatchLast:
     """The convolution of `x` (channels, *positions, n_batch); torch has the result in `shape`."""
-    return BatchLast(_correlate(graph, x, weight, bias, geometry, behind(shape)))
+    pads = (geometry.padding, geometry.padding)
+    return BatchLast(_correlate(graph, x, weight, bias, geometry, pads, behind(shape)))
+
+
+def is_depthwise(weight: Value, groups: int) -> bool:
+    """Whether each channel has a group of its own, and as many results as inputs."""
+    return weight.shape[1] == 1 and weight.shape[0] == groups
 
 
 def _correlate(
-    graph: GraphBuilder, x: Value, weight: Value, bias: Value | None, geometry: Geometry, shape: Shape
+    graph: GraphBuilder,
+    x: Value,
+    weight: Value,
+    bias: Value | None,
+    geometry: Geometry,
+    pads: tuple[Sequence[int], Sequence[int]],
+    shape: Shape,
 ) -> Value:
-    """Conv with the batch as the last spatial axis; the result is (channels, *positions, n_batch) of `shape`."""
+    """Conv with the batch as the last spatial axis; the result is (channels, *positions, n_batch) of `shape`.
+
+    `pads` are before and behind each axis, in place of the geometry's; negative ones cut.
+    """
+    if min(*pads[0], *pads[1]) < 0:
+        cut = [[min(pad, 0) for pad in side] for side in pads]
+        x = pad_zero(graph, x, [0, *cut[0], 0], [0, *cut[1], 0])
     kernel = graph.reshape(weight, (*weight.shape, 1))
     picture = graph.reshape(x, (1, *x.shape))
     made = graph.op(
@@ -40,8 +62,9 @@ def _correlate(
         *((picture, kernel) if bias is None else (picture, kernel, bias)),
         shape=(1, *shape),
         strides=(*geometry.stride, 1),
-        pads=(*geometry.padding, 0) * 2,
+        pads=[*(max(pad, 0) for pad in pads[0]), 0, *(max(pad, 0) for pad in pads[1]), 0],
         dilations=(*geometry.dilation, 1),
+        group=geometry.groups,
         kernel_shape=sizes_of(kernel.shape[2:]),
     )
     return graph.reshape(made, shape)
@@ -59,47 +82,85 @@ def gradients(
 
 
 def _input_gradient(graph: GraphBuilder, grad: Value, weight: Value, shape: Shape, geometry: Geometry) -> Value:
-    """The gradient, with zeros between its entries where the stride left inputs out, against the turned kernel."""
+    """Derivative by the input, which is stored in `shape`."""
+    phased = tuple(s if d == 1 else 1 for s, d in zip(geometry.stride, geometry.dilation, strict=True))
+    apart = [s // p for s, p in zip(geometry.stride, phased, strict=True)]
+    grad = _spread(graph, grad, apart)  # a stride with dilation: zeros between the entries
+    counts = [-(-size // step) for size, step in zip(sizes_of(shape[1:-1]), phased, strict=True)]
+    phases = product(*(range(step) for step in phased))
+    parts = [_phase(graph, grad, weight, geometry, phased, phase, (shape[0], *counts, shape[-1])) for phase in phases]
+    for axis in reversed(range(1, len(phased) + 1)):
+        step = phased[axis - 1]
+        parts = [_interleave(graph, parts[first : first + step], axis) for first in range(0, len(parts), step)]
+    whole = parts[0]
+    rest: list[Dim] = [0, *(size_of(a) - size_of(b) for a, b in zip(shape[1:-1], whole.shape[1:-1], strict=True)), 0]
+    return pad_zero(graph, whole, [0] * whole.rank, rest)
+
+
+def _phase(
+    graph: GraphBuilder,
+    grad: Value,
+    weight: Value,
+    geometry: Geometry,
+    stride: Sequence[int],
+    phase: Sequence[int],
+    shape: Shape,
+) -> Value:
+    """The input gradient at the positions `stride * q + phase`, in `shape`.
+
+    Along each axis places k0, k0 + stride, ... of the kernel meet them, and place k0 + stride * j meets the output
+    gradient at q + shift - j.
+    """
     kernel = sizes_of(weight.shape[2:])
-    turned = _turned(graph, weight)
-    spans = [d * (k - 1) for d, k in zip(geometry.dilation, kernel, strict=True)]
-    inner = [span - p for span, p in zip(spans, geometry.padding, strict=True)]
-    ones = (1,) * len(kernel)
-    if set(geometry.stride) == {1} and min(inner) >= 0:
-        return _correlate(graph, grad, turned, None, Geometry(ones, tuple(inner), geometry.dilation, 1), shape)
-    spread = _spread(graph, grad, geometry.stride)
-    before: list[Dim] = [0, *inner, 0]
-    after: list[Dim] = [0] * len(before)
-    for axis, (size, low, span) in enumerate(zip(sizes_of(shape[1:-1]), inner, spans, strict=True), 1):
-        after[axis] = size + span - low - size_of(spread.shape[axis])
-    padded = pad_zero(graph, spread, before, after)
-    return _correlate(graph, padded, turned, None, Geometry(ones, (0,) * len(kernel), geometry.dilation, 1), shape)
+    firsts = [(r + p) % s for r, p, s in zip(phase, geometry.padding, stride, strict=True)]
+    counts = [max(-(-(k - first) // s), 0) for k, first, s in zip(kernel, firsts, stride, strict=True)]
+    if min(counts) == 0:
+        return graph.expand(graph.scalar(0, grad.dtype), shape)
+    part = graph.slice(weight, range(2, weight.rank), firsts, tuple(counts), stride)
+    shifts = [(r + p - first) // s for r, p, first, s in zip(phase, geometry.padding, firsts, stride, strict=True)]
+    spans = [d * (n - 1) for d, n in zip(geometry.dilation, counts, strict=True)]
+    before = [span - shift for span, shift in zip(spans, shifts, strict=True)]
+    after = [
+        size_of(size) + span - size_of(given) - low
+        for size, span, given, low in zip(shape[1:-1], spans, grad.shape[1:-1], before, strict=True)
+    ]
+    same = Geometry((1,) * len(kernel), (0,) * len(kernel), geometry.dilation, geometry.groups)
+    return _correlate(graph, grad, _turned(graph, part, geometry.groups), None, same, (before, after), shape)
+
+
+def _interleave(graph: GraphBuilder, parts: Sequence[Value], axis: int) -> Value:
+    """Entries along an axis from each of the parts in turn."""
+    if len(parts) == 1:
+        return parts[0]
+    shape = parts[0].shape
+    run = n_elements(shape[axis + 1 :])
+    flat = [graph.reshape(part, (*shape[: axis + 1], run)) for part in parts]
+    joined = graph.op("Concat", *flat, shape=(*shape[: axis + 1], len(parts) * run), axis=axis + 1)
+    return graph.reshape(joined, (*shape[:axis], size_of(shape[axis]) * len(parts), *shape[axis + 1 :]))
 
 
 def _spread(graph: GraphBuilder, grad: Value, stride: Sequence[int]) -> Value:
     """Zeros behind each entry along the spatial axes, so that entries are `stride` apart."""
     for axis, step in enumerate(stride, 1):
         if step > 1:
-            split = (*grad.shape[: axis + 1], 1, *grad.shape[axis + 1 :])
-            after: list[Dim] = [0] * len(split)
-            after[axis + 1] = step - 1
-            padded = pad_zero(graph, graph.reshape(grad, split), [0] * len(split), after)
-            wide = size_of(grad.shape[axis]) * step
-            grad = graph.reshape(padded, (*grad.shape[:axis], wide, *grad.shape[axis + 1 :]))
+            grad = _interleave(
+                graph, [grad, *[graph.expand(graph.scalar(0, grad.dtype), grad.shape)] * (step - 1)], axis
+            )
     return grad
 
 
-def _turned(graph: GraphBuilder, weight: Value) -> Value:
-    """A kernel (out, in, *k) reversed along its spatial axes, as (in, out, *k)."""
-    n_out, n_in, *kernel = sizes_of(weight.shape)
-    swapped = graph.transpose(weight, [1, 0, *range(2, weight.rank)])
-    n_places = int(np.prod(kernel))
+def _turned(graph: GraphBuilder, weight: Value, groups: int) -> Value:
+    """A kernel (out, in, *k) reversed along its spatial axes, as (in, out, *k); a depthwise one stays (out, 1, *k)."""
+    if not is_depthwise(weight, groups):
+        weight = graph.transpose(weight, [1, 0, *range(2, weight.rank)])
+    n_rows, n_columns, *kernel = sizes_of(weight.shape)
+    n_places = prod(kernel)
     if n_places == 1:
-        return swapped
+        return weight
     # A product with a permutation is exact, and much quicker than onnxruntime's Slice with negative steps.
     reversal = graph.constant(np.ascontiguousarray(np.eye(n_places, dtype=np.float32)[::-1]))
-    flat = graph.reshape(swapped, (n_in * n_out, n_places))
-    return graph.reshape(graph.op("MatMul", flat, reversal, shape=flat.shape), swapped.shape)
+    flat = graph.reshape(weight, (n_rows * n_columns, n_places))
+    return graph.reshape(graph.op("MatMul", flat, reversal, shape=flat.shape), weight.shape)
 
 
 def _weight_gradient(graph: GraphBuilder, x: Value, grad: Value, shape: Shape, geometry: Geometry) -> Value:
@@ -111,6 +172,8 @@ def _weight_gradient(graph: GraphBuilder, x: Value, grad: Value, shape: Shape, g
     else:
         windows = [_window(graph, x, place, grad.shape, geometry, first=0) for place in places_of(kernel)]
         grads = [grad]
+    if geometry.groups > 1:
+        return _summed_products(graph, windows, grads, shape)
     inputs = rows(graph, _concat(graph, windows, 0))
     n_places = len(windows) * len(grads)
     # The right operand is copied into the kernel's order each time, the left one is read as it lies.
@@ -121,6 +184,16 @@ def _weight_gradient(graph: GraphBuilder, x: Value, grad: Value, shape: Shape, g
     products = [gemm(graph, rows(graph, one), graph.transpose(inputs, [1, 0])) for one in grads]
     by_filter = graph.reshape(_concat(graph, products, 1), (n_out, n_places, n_in))
     return graph.reshape(graph.transpose(by_filter, [0, 2, 1]), shape)
+
+
+def _summed_products(graph: GraphBuilder, windows: Sequence[Value], grads: Sequence[Value], shape: Shape) -> Value:
+    """The depthwise weight gradient, place by place."""
+    sums = [
+        graph.reduce("ReduceSum", graph.pointwise("Mul", rows(graph, window), rows(graph, grad)), [1], keepdims=True)
+        for grad in grads
+        for window in windows
+    ]
+    return graph.reshape(_concat(graph, sums, 1), shape)
 
 
 def _window(

@@ -9,8 +9,8 @@ ONNX has no derivative of a convolution. Written with forward operators, by the 
   is itself a convolution, over the batch; with several groups, or more axes than onnxruntime is quick with, it is
   written as a matrix product, whose inner dimension is the batch and all positions, so nothing is summed afterwards.
 
-Training graphs keep tensors with the batch last (see `reft_edge.compile.layout`) around convolutions of one group;
-`batch_last_convolution` has the rules for those.
+Training graphs keep tensors with the batch last (see `reft_edge.compile.layout`) around convolutions of one group and
+depthwise ones; `batch_last_convolution` has the rules for those.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _convolution(
 ) -> Tensor:
     geometry = Geometry.of(x.rank, stride, padding, dilation, groups)
     shape = pair.shape
-    if _moves_batch(low, x, transposed, geometry):
+    if _moves_batch(low, x, weight, transposed, geometry):
         return batch_last_convolution.convolve(low.graph, batch_last(low.graph, x), weight, bias, geometry, shape)
     x = _batch_first(low.graph, x)
     if transposed:
@@ -51,11 +51,10 @@ def _convolution(
     return convolve(low.graph, x, weight, bias, geometry, shape)
 
 
-def _moves_batch(low: Lowering, x: Tensor, transposed: bool, geometry: Geometry) -> bool:
+def _moves_batch(low: Lowering, x: Tensor, weight: Value, transposed: bool, geometry: Geometry) -> bool:
     """Whether a convolution of `x` is computed with the batch last."""
-    return (
-        low.moves_batch and not transposed and geometry.groups == 1 and isinstance(x.shape[0], Affine) and x.rank <= 4
-    )
+    grouped = geometry.groups > 1 and not batch_last_convolution.is_depthwise(weight, geometry.groups)
+    return low.moves_batch and not (transposed or grouped or x.rank > 4) and isinstance(x.shape[0], Affine)
 
 
 def _batch_first(graph: GraphBuilder, x: Tensor) -> Value:
@@ -121,7 +120,7 @@ def _convolution_backward(
     del pair, bias_sizes, output_padding
     graph = low.graph
     geometry = Geometry.of(x.rank, stride, padding, dilation, groups)
-    if _moves_batch(low, x, transposed, geometry):
+    if _moves_batch(low, x, weight, transposed, geometry):
         operands = (batch_last(graph, grad), batch_last(graph, x))
         return batch_last_convolution.gradients(graph, *operands, weight, geometry, mask)
     grad, x = _batch_first(graph, grad), _batch_first(graph, x)
