@@ -7,6 +7,7 @@ from itertools import pairwise
 import msgspec
 import pytest
 
+from reft_edge.coordinator.settings import TrainingSettings
 from reft_edge.errors import ConfigError
 from reft_edge.simulation.codecs.plot import draw
 from reft_edge.simulation.codecs.records import (
@@ -118,3 +119,9 @@ def test_a_section_without_the_rows_of_a_goal_says_so(tmp_path):
 def test_a_missing_file_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         section(tmp_path / "codecs.json")
+
+
+def test_the_goals_are_those_of_a_federations_defaults():
+    defaults = TrainingSettings()
+    method = defaults.compensation_method
+    assert Way(update=defaults.update_encoding, compensation=method, delta=defaults.delta_encoding) == CHOSEN

@@ -100,6 +100,7 @@ DOWN: tuple[Way, ...] = (
     Way(delta=LayerWise(error_budget=0.3)),
     Way(delta=LayerWise(error_budget=0.5)),
     Way(delta=LayerWise(error_budget=0.7)),
+    Way(update=LayerWise(error_budget=0.3), delta=Int8()),
     Way(update=LayerWise(error_budget=0.3), delta=LayerWise(error_budget=0.3)),
     Way(update=LayerWise(error_budget=0.5), delta=LayerWise(error_budget=0.3)),
     Way(update=LayerWise(error_budget=0.5), delta=LayerWise(error_budget=0.5)),
