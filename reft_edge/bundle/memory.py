@@ -27,8 +27,9 @@ STATE_COPIES = 5
 above: the old one, the new one, and that as bytes, in one piece and compressed when it is written."""
 
 LEAST_SHARE = 0.6
-"""Of the bound, what a model may really take: the least measured was 0.68 (MobileNetV2). A device refuses only what does
-not fit even so, and a planner that has measured less believes no less; so what a planner assigns, the device takes."""
+"""Of the bound, what a model may really take: the least measured was 0.68 (MobileNetV2). A device refuses only what
+does not fit even so, and a planner that has measured less believes no less; so what a planner assigns, the device
+takes."""
 
 
 def model_memory_bytes(
