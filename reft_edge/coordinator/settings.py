@@ -72,8 +72,9 @@ class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     that cost no accuracy, in many rounds nor in one (scripts/benchmarks/codecs)."""
     weights_codec: CodecName | Codec = "float16"
     """Weights on the way down; half the bytes of float32 for a rounding error far below a training step."""
-    delta_codec: Literal["none"] | CodecName | Codec = "int8"
-    """From the second round on, new weights travel as their difference from the last ones; `none`: always whole."""
+    delta_codec: Literal["none"] | CodecName | Codec = "layer_wise"
+    """From the second round on, new weights travel as their difference from the last ones; `none`: always whole. What
+    the codec leaves out comes with the next round, so it may be as coarse as that of updates."""
 
     compensation: CompensationName | Compensation = "error_feedback"
     """What becomes of what `update_codec` leaves out: a name, or a table with a name and its options."""
