@@ -67,8 +67,8 @@ class DistillationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     pooling: Literal["mean", "classes"] = "mean"
     """How teachers are joined: the mean of their probabilities, or class by class, where those count for a class who
     have seen it (`coordinator.pooling`). For classification only. `classes`, at a temperature of 2, is for one exchange
-    with many local epochs: there it gained up to 6 points. With a few local epochs a round `mean` is as good, and better
-    where devices see few classes each."""
+    with many local epochs: there it gained up to 6 points. With a few local epochs a round `mean` is as good, and
+    better where devices see few classes each."""
     augmentation: AugmentationSettings = AugmentationSettings()
     held_out_fraction: Annotated[float, Meta(gt=0, lt=1)] = 0.25
     """Share of labelled public data that only chooses the best epoch. Unused without labels."""
