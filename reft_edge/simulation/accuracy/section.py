@@ -56,9 +56,12 @@ def draw(path: Path, picture: Path) -> None:
     from reft_edge.simulation.results.figures import SERIES, drawing
 
     splits = _splits(ResultsFile.read(path, AccuracySettings, AccuracyRun))
+    names = dict.fromkeys(name for rows in splits.values() for name in rows)
+    looks = dict(zip(names, SERIES, strict=False))
     with drawing(picture, columns=len(splits), width=5.6) as panels:
         for axes, (alpha, rows) in zip(panels, splits.items(), strict=True):
-            for series, (name, runs) in zip(SERIES, rows.items(), strict=False):
+            for name, runs in rows.items():
+                series = looks[name]
                 curves = [[point.accuracy * 100 for point in run.points] for run in runs]
                 means = [statistics.fmean(values) for values in zip(*curves, strict=True)]
                 if name == CENTRAL:
