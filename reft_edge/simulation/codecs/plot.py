@@ -41,4 +41,5 @@ def _panel(
         megabytes = [fmean(bytes_of(one)) / 1e6 for one in members]
         axes.scatter(megabytes, [100 * fmean(one.accuracy) for one in members], label=kind, **look.points)
     axes.set_xscale("log")
-    axes.legend()
+    if kinds:
+        axes.legend()

@@ -107,6 +107,7 @@ def _messages(found: Mapping[Way, Summary]) -> str:
 
 
 def _federations(found: Mapping[Way, Summary], ways: tuple[Way, ...]) -> str:
+    """Nothing measured of them: a line that says so."""
     rows = [
         (
             one.way.name,
@@ -118,6 +119,8 @@ def _federations(found: Mapping[Way, Summary], ways: tuple[Way, ...]) -> str:
         )
         for one in (found[way] for way in ways if way in found)
     ]
+    if not rows:
+        return "Not measured.\n"
     return table(("way", "accuracy, %", "MB up", "MB down", "MB to target", "seeds", "rejected"), rows)
 
 
