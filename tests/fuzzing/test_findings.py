@@ -20,7 +20,7 @@ from reft_edge.bundle.manifest import MAX_MANIFEST_BYTES, BlobRef, Manifest, Ten
 from reft_edge.compile.channels import FORMAT, ChannelMap
 from reft_edge.config import MAX_SETTINGS_BYTES, load_settings
 from reft_edge.coordinator.events import DeviceProgress
-from reft_edge.coordinator.prediction import TIME_LIMITS, correct
+from reft_edge.coordinator.prediction import FIRST_LIMITS, correct
 from reft_edge.coordinator.records import Prediction
 from reft_edge.coordinator.report.live import PlainWatcher
 from reft_edge.errors import MAX_MESSAGE_CHARACTERS, BundleError, ConfigError, RemoteProtocolError
@@ -136,7 +136,7 @@ def test_a_profile_with_which_no_plan_can_be_computed_is_refused(value: float) -
         messages.decode_profile(msgspec.json.encode(fields))
 
 
-@pytest.mark.parametrize(("seconds", "factor"), [(5e-324, TIME_LIMITS[0]), (1e300, TIME_LIMITS[1])])
+@pytest.mark.parametrize(("seconds", "factor"), [(5e-324, FIRST_LIMITS[0]), (1e300, FIRST_LIMITS[1])])
 def test_a_measurement_that_makes_no_sense_bounds_the_correction(seconds: float, factor: float) -> None:
     measured = msgspec.structs.replace(DONE.measured, training_s=seconds)
     correction = correct([(Prediction(uncorrected_training_s=10.0), measured)])
