@@ -1,7 +1,8 @@
 """The methods that are compared, in the quick and in the full form.
 
 In all of them a device makes equally many passes over its own data, so what differs is what travels and how often, and
-what is made of it. Learning rate and batch size are FedAvg's best of a short look (notes/accuracy.md) in all of them.
+what is made of it. They share a learning rate, with which FedAvg did as well as with any in a short look
+(notes/accuracy.md).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def accuracy_settings(kind: DataKind, *, quick: bool) -> AccuracySettings:
 
 def methods_of(kind: DataKind, *, quick: bool) -> tuple[Method, ...]:
     """All methods, those that others are compared with first."""
-    rounds, exchanges = (10, 5) if quick or kind == "digits" else (15, 6)
+    rounds, exchanges = (10 if quick or kind == "digits" else 15), 2
     passes = EPOCHS * rounds
     whole = _training(EPOCHS, update_codec="float32", weights_codec="float32", delta_codec="none")
     return (
@@ -64,11 +65,9 @@ def methods_of(kind: DataKind, *, quick: bool) -> tuple[Method, ...]:
             name=MULTI_ROUND,
             rounds=exchanges,
             sizes="fitted",
-            training=_training(
-                passes // exchanges, schedule="cosine", weights_codec="int8", update_codec="int4", delta_codec="int4"
-            ),
+            training=_training(passes // exchanges, schedule="cosine", weights_codec="int8"),
             aggregation=AggregationSettings(divide_by="cohort"),
-            distillation=_distillation(kind, epochs=12),
+            distillation=_distillation(kind, epochs=20),
         ),
         Federated(name=SMALLEST, rounds=rounds, sizes="smallest", training=whole),
         Federated(
