@@ -7,6 +7,7 @@ what is made of it. They share a learning rate, with which FedAvg did as well as
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from reft_edge.coordinator.aggregation_settings import AggregationSettings
@@ -25,6 +26,10 @@ BATCH_SIZE = 32
 LEARNING_RATE = 0.05
 EPOCHS = 2
 """Over a device's own data in a round, where devices and coordinator exchange often."""
+
+FLOAT32: Mapping[str, str] = {"update_codec": "float32", "weights_codec": "float32", "delta_codec": "none"}
+INT8: Mapping[str, str] = {"update_codec": "int8", "weights_codec": "int8", "delta_codec": "int8"}
+"""Written out, so that the product's defaults may change without making rows of one table differ in their codecs."""
 
 ONE_SHOT, MULTI_ROUND = "REFT one-shot", "REFT multi-round"
 FEDAVG, SMALLEST, FL_PQSU, CENTRAL = "FedAvg", "FedAvg, all smallest", "FL-PQSU", "central"
@@ -51,21 +56,21 @@ def methods_of(kind: DataKind, *, quick: bool) -> tuple[Method, ...]:
     """All methods, those that others are compared with first."""
     rounds, exchanges = (10 if quick or kind == "digits" else 15), 2
     passes = EPOCHS * rounds
-    whole = _training(EPOCHS, update_codec="float32", weights_codec="float32", delta_codec="none")
+    whole = _training(EPOCHS, **FLOAT32)
     return (
         Federated(name=FEDAVG, rounds=rounds, sizes="whole", training=whole),
         Federated(
             name=ONE_SHOT,
             rounds=1,
             sizes="fitted",
-            training=_training(passes, schedule="cosine", weights_codec="int8"),
+            training=_training(passes, schedule="cosine", **INT8),
             distillation=_distillation(kind, epochs=20),
         ),
         Federated(
             name=MULTI_ROUND,
             rounds=exchanges,
             sizes="fitted",
-            training=_training(passes // exchanges, schedule="cosine", weights_codec="int8"),
+            training=_training(passes // exchanges, schedule="cosine", **INT8),
             aggregation=AggregationSettings(divide_by="cohort"),
             distillation=_distillation(kind, epochs=20),
         ),
@@ -74,7 +79,7 @@ def methods_of(kind: DataKind, *, quick: bool) -> tuple[Method, ...]:
             name=FL_PQSU,
             rounds=rounds,
             sizes="smallest",
-            training=_training(EPOCHS, weights_codec="int8", delta_codec="none"),
+            training=_training(EPOCHS, **{**INT8, "delta_codec": "none"}),
             selective=True,
         ),
         Central(name=CENTRAL, epochs=passes, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE),
