@@ -232,6 +232,7 @@ def write(tmp_path, own_broker, federation):
             quorum=0.3,
             n_devices=n_devices,
             extra=trust,
+            planning="",
             host=broker.host,
             port=broker.port,
             mqtt_version=broker.mqtt_version,
