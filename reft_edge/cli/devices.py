@@ -43,6 +43,7 @@ def _print(devices: list[DeviceOverview]) -> None:
 
     from reft_edge.coordinator.report.page import seconds_text
     from reft_edge.coordinator.report.terminal import new_table, right_aligned
+    from reft_edge.coordinator.report.times import age_text
 
     table = new_table("", "device")
     table.add_column("state", no_wrap=True)
@@ -52,10 +53,10 @@ def _print(devices: list[DeviceOverview]) -> None:
             one.device,
             _state(one),
             "-" if one.share is None else f"{one.share:.0%}",
-            _updates(one),
+            f"{one.counted} of {one.announced}",
             seconds_text(one.predicted_s),
             seconds_text(one.measured_s),
-            _ago(one.seen_at),
+            age_text(one.seen_at, time.time()),
         )
     Console().print(table)
 
@@ -68,19 +69,3 @@ def _state(one: DeviceOverview) -> str:
             f"{one.state}, hot" if one.temperature_celsius is None else f"{one.state}, {one.temperature_celsius:.0f} °C"
         )
     return one.state
-
-
-def _updates(one: DeviceOverview) -> str:
-    """Those that counted, of all that were announced."""
-    return f"{one.updates.get('received', 0)} of {sum(one.updates.values())}"
-
-
-def _ago(at: float | None) -> str:
-    """How long ago that was, in its largest unit."""
-    if at is None:
-        return "-"
-    seconds = max(0.0, time.time() - at)
-    for length, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"

@@ -14,7 +14,7 @@ import argparse
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from reft_edge.cli.run_arguments import add_json_argument, add_run_arguments, load_overview, print_json, time_text
+from reft_edge.cli.run_arguments import add_json_argument, add_run_arguments, load_overview, print_json
 
 if TYPE_CHECKING:
     from reft_edge.coordinator.overview import RunOverview
@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _print(found: RunOverview) -> None:
     from reft_edge.coordinator.report.page import metric_text
+    from reft_edge.coordinator.report.times import time_text
 
     place = f"round {found.round} of {found.rounds}" if found.round else "before the first round"
     print(f"federation {found.federation}, run {found.run}, begun {time_text(found.created_at)}")

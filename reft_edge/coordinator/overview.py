@@ -44,6 +44,15 @@ class DeviceOverview(msgspec.Struct, frozen=True, kw_only=True):
     seen_at: float | None = None
     """Unix seconds of the last that was heard of it."""
 
+    @property
+    def counted(self) -> int:
+        """Updates of this run that are in the global model, or will be."""
+        return self.updates.get("received", 0)
+
+    @property
+    def announced(self) -> int:
+        return sum(self.updates.values())
+
 
 class RunOverview(msgspec.Struct, frozen=True, kw_only=True):
     """A run, and everybody in it."""

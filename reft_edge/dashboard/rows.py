@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from reft_edge.coordinator.report.page import bytes_text, metric_text, seconds_text
-from reft_edge.dashboard.texts import STATE_COLOURS, ago, clock
+from reft_edge.coordinator.report.times import age_text, time_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +16,26 @@ if TYPE_CHECKING:
 
 TRAINED = ("uploading", "done", "late", "rejected", "damaged")
 """States of devices that have finished their steps."""
+
+STATE_COLOURS = {
+    "training": "primary",
+    "fetching": "primary",
+    "uploading": "primary",
+    "accepted": "primary",
+    "asked": "primary",
+    "done": "positive",
+    "ready": "positive",
+    "late": "warning",
+    "left out": "warning",
+    "offline": "grey",
+    "waiting": "grey",
+    "refused": "negative",
+    "failed": "negative",
+    "rejected": "negative",
+    "damaged": "negative",
+    "quarantine": "negative",
+}
+"""Colours of Quasar, the page's toolkit; words say the same, for those who do not see colours."""
 
 Row = dict[str, Any]
 Column = dict[str, Any]
@@ -53,11 +73,11 @@ def fleet(devices: Sequence[DeviceOverview], now: float) -> list[Row]:
             "kind": one.profile or "-",
             "model": _share(one),
             "samples": one.training_samples,
-            "updates": f"{one.updates.get('received', 0)} of {sum(one.updates.values())}",
+            "updates": f"{one.counted} of {one.announced}",
             "planned": seconds_text(one.predicted_s),
             "took": seconds_text(one.measured_s),
             "temperature": _temperature(one),
-            "heard": ago(one.seen_at, now),
+            "heard": "-" if one.seen_at is None else f"{age_text(one.seen_at, now)} ago",
         }
         for one in devices
     ]
@@ -157,7 +177,7 @@ def quarantined(records: Sequence[QuarantineRecord]) -> list[Row]:
     return [
         {
             "device": one.device,
-            "since": clock(one.since),
+            "since": time_text(one.since),
             "author": "the coordinator" if one.by == "rejections" else "a person",
             "reason": one.reason,
         }
