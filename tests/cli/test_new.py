@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import csv
 import os
+import socket
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from reft_edge.cli.main import main
+from reft_edge.data_files import shared_folder
+from reft_edge.starter.project import BROKER_PORT
 from reft_edge.starter.vibration import STATES, WINDOW, stretch
 
 
@@ -33,6 +37,15 @@ def test_the_coordinator_finds_everything_in_order(project, capsys):
 def test_the_project_trains_a_model_at_once(project):
     settings = project / "federation.toml"
     settings.write_text(settings.read_text().replace("rounds = 5", "rounds = 1"))
+    board = (
+        shared_folder("device_profiles") / "raspberry-pi-5.toml"
+    )  # measuring takes a while where tests run side by side
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        port = server.getsockname()[1]
+    for file in (settings, project / "run", *project.glob("press-*.toml")):
+        file.write_text(file.read_text().replace(str(BROKER_PORT), str(port)))  # another may run beside this test
+    for agent in project.glob("press-*.toml"):
+        agent.write_text(f'{agent.read_text()}\n[profile]\npath = "{board}"\n')
     # The command as it is installed beside the interpreter that runs the tests.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run([project / "run"], capture_output=True, text=True, env={**os.environ, "PATH": path})
