@@ -183,12 +183,12 @@ def test_a_forger_on_the_broker_changes_nothing(
     assert not [event for event in seen if "forged" in json.dumps(event)]
     assert forger.forged >= 2 * 2 * 10
     logs = "".join(path.read_text() for path in tmp_path.glob("log-*"))
+    # Whether a false offer overtakes the true one is chance; tests/wire/test_transfer.py has what follows if it does.
     for words in (
         "it is not signed",
         "its signature is not by the key",
         "plays it again",
         "no certificate came with it",
-        "is not what was offered",
     ):
         assert words in logs
     assert "task forged" not in logs
