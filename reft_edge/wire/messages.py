@@ -255,8 +255,6 @@ class Gone(msgspec.Struct, frozen=True, kw_only=True, tag="gone"):
 TransferMessage: TypeAlias = Want | BlobOffer | RequestBlocks | Receipt | Gone
 """Transfer control, beside the blocks on `up` and `down`."""
 
-Message: TypeAlias = Status | ProfileAnnouncement | TaskMessage | Report | TransferMessage
-
 Kind = TypeVar("Kind")
 
 _encoder = msgspec.json.Encoder(order="deterministic")
@@ -267,32 +265,33 @@ _report: msgspec.json.Decoder[Report] = msgspec.json.Decoder(Report)
 _transfer: msgspec.json.Decoder[TransferMessage] = msgspec.json.Decoder(TransferMessage)
 
 
-def encode(message: Message) -> bytes:
+def encode(message: msgspec.Struct) -> bytes:
     """A message as JSON bytes, the same bytes for equal messages."""
     return _encoder.encode(message)
 
 
 def decode_status(payload: bytes) -> Status:
-    return _decode(_status, payload)
+    return decode_message(_status, payload)
 
 
 def decode_profile(payload: bytes) -> ProfileAnnouncement:
-    return _decode(_profile, payload)
+    return decode_message(_profile, payload)
 
 
 def decode_task(payload: bytes) -> TaskMessage:
-    return _decode(_task, payload)
+    return decode_message(_task, payload)
 
 
 def decode_report(payload: bytes) -> Report:
-    return _decode(_report, payload)
+    return decode_message(_report, payload)
 
 
 def decode_transfer(payload: bytes) -> TransferMessage:
-    return _decode(_transfer, payload)
+    return decode_message(_transfer, payload)
 
 
-def _decode(decoder: msgspec.json.Decoder[Kind], payload: bytes) -> Kind:
+def decode_message(decoder: msgspec.json.Decoder[Kind], payload: bytes) -> Kind:
+    """A message of `decoder`'s kind. Raises `RemoteProtocolError` for what is none."""
     if len(payload) > MAX_MESSAGE_BYTES:
         raise RemoteProtocolError(f"message of {len(payload)} bytes; at most {MAX_MESSAGE_BYTES} are read")
     try:

@@ -3,6 +3,8 @@
     reft/v1/<federation>/device/<id>/status    up    retained, QoS 1, last will
     reft/v1/<federation>/device/<id>/profile   up    retained, QoS 1
     reft/v1/<federation>/device/<id>/task      down  retained, QoS 1
+    reft/v1/<federation>/device/<id>/deployment   down  retained, QoS 1, which model it is to serve
+    reft/v1/<federation>/device/<id>/condition   up    retained, QoS 1, what it serves, and how it is
     reft/v1/<federation>/device/<id>/certificate   down  retained, QoS 1, its renewed certificate
     reft/v1/<federation>/device/<id>/report    up    QoS 1
     reft/v1/<federation>/device/<id>/down      down  QoS 0, blocks and transfer control
@@ -30,10 +32,12 @@ PROBE_PREFIX = "reft/probe"
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
-DeviceTopic: TypeAlias = Literal["status", "profile", "task", "certificate", "report", "down", "up"]
-UP_TOPICS: tuple[DeviceTopic, ...] = ("status", "profile", "report", "up")
+DeviceTopic: TypeAlias = Literal[
+    "status", "profile", "task", "deployment", "condition", "certificate", "report", "down", "up"
+]
+UP_TOPICS: tuple[DeviceTopic, ...] = ("status", "profile", "condition", "report", "up")
 """What a device publishes and the coordinator reads."""
-DOWN_TOPICS: tuple[DeviceTopic, ...] = ("task", "certificate", "down")
+DOWN_TOPICS: tuple[DeviceTopic, ...] = ("task", "deployment", "certificate", "down")
 """What the coordinator publishes (`certificate`: whoever runs the authority) and one device reads."""
 
 
