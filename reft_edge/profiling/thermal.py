@@ -1,20 +1,19 @@
 """Temperature, and whether the board slows itself down, as far as the board tells.
 
 A board that throttles computes at half its speed or less, and a profile taken then is too low; one taken cold on a
-board that throttles in minutes is too high. Either way the profile should say so. psutil tells the temperature. Of
-throttling three places tell, which it does not read: the Raspberry Pi's firmware, the kernel's cooling devices (Jetson,
-Rockchip and other Arm boards), and Intel's throttle counters.
+board that throttles in minutes is too high. Either way the profile should say so. Temperatures stand in the kernel's
+hwmon and thermal zones. Of throttling three places tell: the Raspberry Pi's firmware, the kernel's cooling devices
+(Jetson, Rockchip and other Arm boards), and Intel's throttle counters.
+
+Needs the standard library only: the agent's idle daemon reads this, too.
 """
 
 from __future__ import annotations
 
 import re
-import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import psutil
 
 from reft_edge.profiling.tree import ROOT, read_int, read_text
 
@@ -47,12 +46,10 @@ class Thermal:
         )
 
 
-def read_thermal() -> Thermal:
+def read_thermal(root: Path = ROOT) -> Thermal:
     """Read what the board tells now."""
-    throttled, events = read_throttling()
-    chips = psutil.sensors_temperatures().items()
-    sensors = ((f"{chip} {sensor.label}", sensor.current) for chip, several in chips for sensor in several)
-    return Thermal(temperature_celsius=hottest(sensors), throttled=throttled, throttle_events=events)
+    throttled, events = read_throttling(root)
+    return Thermal(temperature_celsius=hottest(_sensors(root)), throttled=throttled, throttle_events=events)
 
 
 def read_throttling(root: Path = ROOT) -> tuple[bool | None, int]:
@@ -74,6 +71,24 @@ def hottest(sensors: Iterable[tuple[str, float]]) -> float | None:
     plausible = [(name, celsius) for name, celsius in sensors if low < celsius < high]
     processors = [celsius for name, celsius in plausible if _CPU_SENSOR.search(name)]
     return max(processors or [celsius for _, celsius in plausible], default=None)
+
+
+def _sensors(root: Path) -> Iterator[tuple[str, float]]:
+    """Every sensor by name, in °C: monitoring chips, and thermal zones, which some boards have instead.
+
+    https://docs.kernel.org/hwmon/sysfs-interface.html, https://docs.kernel.org/driver-api/thermal/sysfs-api.html
+    """
+    for path in sorted((root / "sys/class/hwmon").glob("hwmon*/temp*_input")):
+        label = read_text(path.with_name(path.name.replace("_input", "_label"))) or ""
+        yield from _reading(f"{read_text(path.parent / 'name') or ''} {label}", path)
+    for folder in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
+        yield from _reading(read_text(folder / "type") or "", folder / "temp")
+
+
+def _reading(name: str, path: Path) -> Iterator[tuple[str, float]]:
+    """The kernel tells thousandths of a degree; a sensor that is switched off tells nothing."""
+    if (thousandths := read_int(path)) is not None:
+        yield name, thousandths / 1000
 
 
 def _cooling(root: Path) -> bool | None:
@@ -100,6 +115,8 @@ def _pi_throttled(root: Path) -> bool | None:
 
 def _vcgencmd() -> str | None:
     """`throttled=0x50000` without its key; None where the program is missing or may not ask the firmware."""
+    import subprocess  # a megabyte of the daemon, on a Pi that has no file for this only
+
     try:
         answer = subprocess.run(["vcgencmd", "get_throttled"], capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
