@@ -39,10 +39,12 @@ def load_function(settings: DataSettings, base_dir: Path) -> Dataset:
     inputs: Any = result
     targets: Any = None
     classes: Any = ()
+    recordings: Any = None
     if isinstance(result, Mapping):
         if "inputs" not in result:
             raise DataError(f"{settings.function} returned a dictionary without 'inputs'")
         inputs, targets, classes = result["inputs"], result.get("targets"), result.get("classes", ())
+        recordings = result.get("recordings")
     elif isinstance(result, tuple):
         if len(result) != 2:
             raise DataError(f"{settings.function} returned {len(result)} values; expected (inputs, targets)")
@@ -52,6 +54,7 @@ def load_function(settings: DataSettings, base_dir: Path) -> Dataset:
             inputs=np.asarray(inputs),
             targets=np.asarray(targets) if targets is not None and settings.labelled else None,
             classes=tuple(str(name) for name in classes) or settings.classes,
+            recordings=None if recordings is None else np.asarray(recordings, dtype=np.int64),
         )
     except (TypeError, ValueError) as exc:
         raise DataError(f"{settings.function} returned what does not make an array: {exc}") from exc

@@ -31,17 +31,24 @@ class Dataset:
     `inputs`: (n, *sample_shape), float32, int64, or uint8 for pictures held as bytes.
     `targets`: int64 (n,) class indices, float32 (n, ...) values, or None when unlabelled.
     `classes`: names of the class indices; empty when they have none.
+    `recordings`: int64 (n,), which samples are one recording's, as overlapping windows are; None: each stands alone.
     """
 
     inputs: Array
     targets: Array | None = None
     classes: tuple[str, ...] = ()
+    recordings: IntArray | None = None
 
     def __post_init__(self) -> None:
         if self.inputs.ndim == 0 or (self.targets is not None and self.targets.ndim == 0):
             raise DataError("inputs or targets are a single value; the first axis must be the samples")
         if self.targets is not None and len(self.targets) != len(self.inputs):
             raise DataError(f"there are {len(self.inputs)} inputs and {len(self.targets)} targets; give one for each")
+        if self.recordings is not None and self.recordings.shape != (len(self.inputs),):
+            raise DataError(
+                f"there are {len(self.inputs)} inputs, and recordings has shape {self.recordings.shape}; "
+                "give one number for each"
+            )
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -63,20 +70,30 @@ class Dataset:
 
     def take(self, indices: IntArray) -> Dataset:
         targets = None if self.targets is None else self.targets[indices]
-        return replace(self, inputs=self.inputs[indices], targets=targets)
+        recordings = None if self.recordings is None else self.recordings[indices]
+        return replace(self, inputs=self.inputs[indices], targets=targets, recordings=recordings)
 
     def split(self, holdout_fraction: float, seed: int) -> tuple[Dataset, Dataset]:
         """Training and holdout part, the same for the same seed.
 
-        Classes keep their shares, and each class keeps at least one sample for training.
+        Classes keep their shares, and each class keeps at least one sample for training. A recording is on one side,
+        whole: windows of one are too alike to measure with. Its first sample's class is taken for that of all.
         """
         rng = np.random.default_rng(seed)
-        held: list[IntArray] = []
-        for group in self._groups():
-            n_held = min(round(len(group) * holdout_fraction), len(group) - 1)
-            held.append(rng.permutation(group)[:n_held])
         mask = np.zeros(len(self), dtype=np.bool_)
-        mask[np.concatenate([*held, np.empty(0, np.int64)])] = True
+        if self.recordings is None:
+            for group in self._groups():
+                n_held = min(round(len(group) * holdout_fraction), len(group) - 1)
+                mask[rng.permutation(group)[:n_held]] = True
+        else:
+            _, firsts, recording_of, sizes = np.unique(
+                self.recordings, return_index=True, return_inverse=True, return_counts=True
+            )
+            for group in self.take(firsts)._groups():
+                order = rng.permutation(group)
+                held_sizes = np.concatenate([[0], np.cumsum(sizes[order])])
+                nearest = int(np.abs(held_sizes[:-1] - held_sizes[-1] * holdout_fraction).argmin())
+                mask |= np.isin(recording_of, order[:nearest])
         return self.take(np.flatnonzero(~mask)), self.take(np.flatnonzero(mask))
 
     def for_model(

@@ -85,7 +85,7 @@ def _check(dataset: Dataset, where: str) -> Dataset:
                 f"{where}: sample {int(targets.argmax())} has class {int(targets.max())}, "
                 f"but there are {len(dataset.classes)} class names"
             )
-    return Dataset(inputs=inputs, targets=targets, classes=dataset.classes)
+    return replace(dataset, inputs=inputs, targets=targets)
 
 
 def _as_known_dtype(values: Array, where: str, what: str) -> Array:

@@ -21,7 +21,8 @@ class DataSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     path: str = ""
     function: str = ""
     """`module:function` in a `.py` file beside the settings file (or in an installed module). It takes no arguments and
-    returns `inputs`, `(inputs, targets)`, or a dictionary with `inputs` and perhaps `targets` and `classes`."""
+    returns `inputs`, `(inputs, targets)`, or a dictionary with `inputs` and perhaps `targets`, `classes`, and
+    `recordings`: a number for each sample, the same for all that must stay together when some are held out."""
     labelled: bool = True
     """`false`: there are no targets, or they are not to be read (public data to distil on)."""
     classes: tuple[str, ...] = ()

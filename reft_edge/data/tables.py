@@ -25,16 +25,21 @@ if TYPE_CHECKING:
 
 
 def load_npz(path: Path, settings: DataSettings) -> Dataset:
-    """Arrays `inputs` (n, ...) and, unless unlabelled, `targets` (n,) or (n, ...). uint8 inputs are pictures."""
+    """Arrays `inputs` (n, ...) and, unless unlabelled, `targets` (n,) or (n, ...). uint8 inputs are pictures.
+
+    An array `recordings` (n,) of numbers says which samples are one recording's.
+    """
     try:
         with np.load(path, allow_pickle=False) as archive:
             if "inputs" not in archive.files:
                 raise DataError(f"{path} has no array 'inputs'; it has {', '.join(archive.files) or 'none'}")
             inputs = archive["inputs"]
             targets = archive["targets"] if settings.labelled and "targets" in archive.files else None
+            recordings = archive["recordings"].astype(np.int64) if "recordings" in archive.files else None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as exc:
         raise DataError(f"{path} cannot be read as .npz: {exc}") from exc
-    return Dataset(inputs=inputs, targets=targets, classes=settings.classes if targets is not None else ())
+    classes = settings.classes if targets is not None else ()
+    return Dataset(inputs=inputs, targets=targets, classes=classes, recordings=recordings)
 
 
 def load_csv(path: Path, settings: DataSettings) -> Dataset:

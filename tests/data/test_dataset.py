@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -27,6 +29,30 @@ def test_a_split_is_a_partition_that_keeps_every_class_in_training(
         assert abs((holdout.targets == label).sum() - labels.count(label) * fraction) <= 1
     again = data.split(fraction, seed)[1]
     np.testing.assert_array_equal(again.inputs, holdout.inputs)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(1, 9)), min_size=1, max_size=20),
+    st.floats(0, 0.9),
+    st.integers(0, 3),
+)
+def test_a_recording_is_on_one_side_of_a_split(lengths: list[tuple[int, int]], fraction: float, seed: int) -> None:
+    labels = [label for label, n in lengths for _ in range(n)]
+    recordings = np.array([index for index, (_, n) in enumerate(lengths) for _ in range(n)], dtype=np.int64)
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    data = dataclasses.replace(numbered(labels), recordings=recordings).take(shuffled)
+    training, holdout = data.split(fraction, seed)
+    assert sorted([*training.inputs[:, 0], *holdout.inputs[:, 0]]) == list(range(len(labels)))
+    assert not set(training.recordings) & set(holdout.recordings)
+    assert set(training.targets) == set(labels)
+    for label in set(labels):
+        longest = max(n for each, n in lengths if each == label)  # that one stays for training, at most
+        assert abs((holdout.targets == label).sum() - labels.count(label) * fraction) <= longest
+
+
+def test_recordings_need_a_number_for_each_sample() -> None:
+    with pytest.raises(DataError, match=r"there are 2 inputs, and recordings has shape \(1,\)"):
+        dataclasses.replace(numbered([0, 1]), recordings=np.array([0]))
 
 
 @given(st.integers(1, 40), st.integers(1, 12))

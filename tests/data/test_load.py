@@ -141,6 +141,18 @@ def test_a_function_beside_the_settings_returns_anything(tmp_path: Path) -> None
         load(tmp_path, {"function": "mine:absent"})
 
 
+def test_what_belongs_to_one_recording_is_kept_from_either_form(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def windows(): return {'inputs': [[1.0], [2.0], [3.0]], 'targets': [0, 0, 0], 'recordings': [7, 7, 9]}\n"
+    )
+    np.savez(tmp_path / "w.npz", inputs=ONES, targets=[0, 0, 0], recordings=np.array([7, 7, 9], dtype=np.int32))
+    for table in ({"function": "mine:windows"}, {"path": "w.npz"}):
+        data = load(tmp_path, table)
+        assert data.recordings is not None
+        assert data.recordings.tolist() == [7, 7, 9]
+        assert data.for_model(input_shape=data.sample_shape).recordings is data.recordings
+
+
 NAN = np.full((3, 2), np.nan)
 ONES = np.ones((3, 2))
 
