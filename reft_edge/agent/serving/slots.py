@@ -1,0 +1,275 @@
+"""Two slots for the model that a device serves: the next one is written beside it, and then the name changes.
+
+    <spool>/serving/
+      a/  b/         each with model.onnx, and slot.json that says what it is
+      current.json   which of the two serves, and whether the other is what a roll-back returns to
+
+What a power cut leaves: a slot is written while the other one serves, and each of its files is on the disk before
+slot.json says so; slot.json is, before current.json names the slot; and current.json is replaced as a whole. So
+`current` is the model before or the model after, and a whole one, whenever it is looked at.
+
+One process writes at a time: the agent's worker installs, its daemon switches. Any may read. A reader that has been
+told a path may find it gone when two switches have passed meanwhile; `stamp` has changed then, and it asks again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias, TypeVar
+
+import msgspec
+
+from reft_edge.agent.spool import write_atomically
+from reft_edge.errors import BundleError, LocalProtocolError, ResourceError
+from reft_edge.wire.blobs import sync_directory
+from reft_edge.wire.deployment import Precision
+from reft_edge.wire.messages import Name
+
+MODEL = "model.onnx"
+
+_DESCRIPTION = "slot.json"
+_CHOICE = "current.json"
+_READ_BYTES = 1 << 20
+
+_SlotName: TypeAlias = Literal["a", "b"]
+_NAMES: tuple[_SlotName, _SlotName] = ("a", "b")
+
+Kept = TypeVar("Kept", bound=msgspec.Struct)
+
+logger = logging.getLogger(__name__)
+
+
+class Slot(msgspec.Struct, frozen=True, kw_only=True):
+    """What lies in a slot."""
+
+    version: Name
+    deployment: Name
+    """The roll-out that brought it."""
+    model: str
+    precision: Precision
+    sha256: str
+    """Of model.onnx."""
+    size_bytes: int
+    classes: tuple[str, ...] = ()
+    """Names in the order of the model's outputs; empty: indices."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstalledModel:
+    """A model that lies whole in a slot, as far as its size tells."""
+
+    slot: Slot
+    path: Path
+    """Of the ONNX file."""
+
+    def verified(self) -> bool:
+        """Whether the file is what was installed, byte for byte. Reads all of it, a piece at a time."""
+        digest = hashlib.sha256()
+        try:
+            with self.path.open("rb") as file:
+                while piece := file.read(_READ_BYTES):
+                    digest.update(piece)
+        except OSError:
+            return False
+        return digest.hexdigest() == self.slot.sha256
+
+
+class _Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """current.json."""
+
+    slot: _SlotName | None = None
+    """The one that serves; None: nothing is served (any more)."""
+    previous: str = ""
+    """Deployment of what a roll-back returns to, which is in the other slot; empty: to nothing."""
+
+
+class Slots:
+    """The two slots below `root`, which is made when something is installed. Reading never raises, nor writes."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def current(self) -> InstalledModel | None:
+        """What is served: the model that was switched to last, or what was served before where that one is damaged."""
+        return self._chosen() or self.previous()
+
+    def previous(self) -> InstalledModel | None:
+        """What a roll-back returns to; None: to serving nothing."""
+        choice = self._choice()
+        if choice.slot is None or not choice.previous:
+            return None
+        other = self._read(_other(choice.slot))
+        return other if other is not None and other.slot.deployment == choice.previous else None
+
+    def installed(self) -> InstalledModel | None:
+        """What waits to be switched to."""
+        choice = self._choice()
+        other = self._read(_other(choice.slot))
+        return other if other is not None and other.slot.deployment != choice.previous else None
+
+    def stamp(self) -> object:
+        """Changes with every switch and roll-back, and costs one `stat`. To be compared, and nothing else."""
+        try:
+            found = (self.root / _CHOICE).stat()
+        except OSError:
+            return None
+        return (found.st_ino, found.st_mtime_ns)
+
+    def install(self, slot: Slot, source: bytes | Path) -> None:
+        """Put a model into the slot that does not serve, in place of what lay there. It is not served yet.
+
+        A file is moved, and so must lie on the same file system; it is removed when it is not what `slot` says. Raises
+        `BundleError` for that, and `ResourceError` when the disk refuses.
+        """
+        self._settle_choice()
+        if self._chosen() is None and self.previous() is not None:
+            self.roll_back()  # the current slot is damaged, and so the other one serves
+        folder = self.root / _other(self._choice().slot)
+        with _storage_errors(folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            sync_directory(self.root.parent)
+            # First of all: a description must never stand beside another's model.
+            (folder / _DESCRIPTION).unlink(missing_ok=True)
+            (folder / MODEL).unlink(missing_ok=True)
+            sync_directory(folder)
+            sync_directory(self.root)
+            arrived = source if isinstance(source, Path) else _write(folder / "arrived.tmp", source)
+            whole = arrived.stat().st_size == slot.size_bytes and InstalledModel(slot=slot, path=arrived).verified()
+            if not whole:
+                arrived.unlink(missing_ok=True)
+                raise BundleError(f"{slot.model} of {slot.version} is not what its SHA-256 says; it was not installed")
+            _sync_file(arrived)
+            arrived.replace(folder / MODEL)
+            sync_directory(folder)
+        write_atomically(folder / _DESCRIPTION, msgspec.json.encode(slot))
+
+    def switch(self) -> None:
+        """Serve what was installed last. Raises `LocalProtocolError` when there is nothing, and `ResourceError`."""
+        arrived = self.installed()
+        if arrived is None:
+            raise LocalProtocolError(f"{self.root}: nothing is installed that could be switched to")
+        before = self._chosen()
+        previous = "" if before is None else before.slot.deployment
+        self._choose(_Choice(slot=_other(self._choice().slot), previous=previous))
+        logger.info("serving %s (%s, %s)", arrived.slot.version, arrived.slot.model, arrived.slot.precision)
+
+    def roll_back(self) -> None:
+        """Serve what was served before the last switch, or nothing. What was served until now is removed.
+
+        Raises `ResourceError`.
+        """
+        undone, before = self._choice().slot, self.previous()
+        if undone is None:
+            return
+        self._choose(_Choice(slot=None if before is None else _other(undone)))
+        folder = self.root / undone
+        with _storage_errors(folder):
+            (folder / _DESCRIPTION).unlink(missing_ok=True)
+            (folder / MODEL).unlink(missing_ok=True)
+        logger.info("serving %s again", "nothing" if before is None else before.slot.version)
+
+    def repair(self) -> str | None:
+        """Give up a current slot whose content is damaged for what was served before it; what was wrong, or None.
+
+        Reads the whole model. Raises `ResourceError`.
+        """
+        self._settle_choice()
+        choice = self._choice()
+        if choice.slot is None:
+            return None
+        current = self._chosen()
+        if current is not None and current.verified():
+            return None
+        before = self.previous()
+        if before is not None and not before.verified():
+            before = None
+            self._choose(_Choice(slot=choice.slot))
+        self.roll_back()
+        return (
+            f"{self.root / choice.slot} is damaged on disk and was removed; "
+            f"serving {'nothing' if before is None else before.slot.version}"
+        )
+
+    def _settle_choice(self) -> None:
+        """Write down what is made of an unreadable current.json, before what that follows from changes."""
+        choice = self._choice()
+        if choice.slot is not None and _load(self.root / _CHOICE, _Choice) is None:
+            logger.warning("%s cannot be read; going on with slot %s", self.root / _CHOICE, choice.slot)
+            self._choose(choice)
+
+    def _chosen(self) -> InstalledModel | None:
+        """What current.json names, if its file is there and has its size."""
+        choice = self._choice()
+        return None if choice.slot is None else self._read(choice.slot)
+
+    def _choice(self) -> _Choice:
+        """current.json. Where that cannot be read, the slot that was described last: both have passed their check."""
+        choice = _load(self.root / _CHOICE, _Choice)
+        if choice is not None:
+            return choice
+        if not (self.root / _CHOICE).exists():
+            return _Choice()  # nothing was ever switched to
+        whole = [name for name in _NAMES if self._read(name) is not None]
+        latest = sorted(whole, key=lambda name: _changed_at(self.root / name / _DESCRIPTION))[-1:]
+        return _Choice(slot=latest[0] if latest else None)
+
+    def _choose(self, choice: _Choice) -> None:
+        write_atomically(self.root / _CHOICE, msgspec.json.encode(choice))
+
+    def _read(self, name: _SlotName) -> InstalledModel | None:
+        folder = self.root / name
+        slot = _load(folder / _DESCRIPTION, Slot)
+        if slot is None:
+            return None
+        try:
+            size = (folder / MODEL).stat().st_size
+        except OSError:
+            return None
+        return InstalledModel(slot=slot, path=folder / MODEL) if size == slot.size_bytes else None
+
+
+def _other(name: _SlotName | None) -> _SlotName:
+    """The slot that does not serve."""
+    return "b" if name == "a" else "a"
+
+
+def _load(path: Path, kind: type[Kept]) -> Kept | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _changed_at(path: Path) -> int:
+    """Nanoseconds; 0 for a file that has just gone."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _write(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _storage_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise ResourceError(f"{path}: {exc.strerror or exc}; check the disk's room and rights") from exc
