@@ -41,14 +41,7 @@ def open_session(graph: bytes, *, threads: int, optimize: bool = True, spin: boo
     With `spin`, threads that wait for the next piece of a running graph do so on their core, and sleep between runs.
     Raises `BundleError` when onnxruntime refuses the graph and `ResourceError` when memory runs out.
     """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    # Agents share cores with the device's own work: an idle pool must not burn them.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.enable_mem_pattern = False  # patterns are made a batch size; the arena alone re-uses as well
-    options.log_severity_level = 3
+    options = session_options(threads=threads, spin=spin)
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
@@ -57,6 +50,19 @@ def open_session(graph: bytes, *, threads: int, optimize: bool = True, spin: boo
         raise ResourceError("not enough memory to load the graph; use a smaller variant") from exc
     except ORT_ERRORS as exc:
         raise BundleError(f"onnxruntime refuses the graph: {first_line(exc)}") from exc
+
+
+def session_options(*, threads: int, spin: bool = False) -> ort.SessionOptions:
+    """Settings of every session on a device."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Agents share cores with the device's own work: an idle pool must not burn them.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.enable_mem_pattern = False  # patterns are made a batch size; the arena alone re-uses as well
+    options.log_severity_level = 3
+    return options
 
 
 def first_line(error: BaseException) -> str:

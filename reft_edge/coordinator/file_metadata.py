@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import onnx
 
 import reft_edge
+from reft_edge.bundle.manifest import CrossEntropy
 from reft_edge.errors import ModelError, ResourceError
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def describe(origin: Origin, manifest: Manifest, *, pictures: bool, metrics: Met
 
     `metrics`: of the file itself on the federation's test data.
     """
-    entries = {"model": manifest.model, "input_shape": json.dumps(manifest.input.shape)}
+    task = "classification" if isinstance(manifest.loss, CrossEntropy) else "regression"
+    entries = {"model": manifest.model, "input_shape": json.dumps(manifest.input.shape), "task": task}
     for name in ("federation", "run"):
         if value := getattr(origin, name):
             entries[name] = value

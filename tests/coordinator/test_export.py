@@ -98,7 +98,7 @@ def test_a_file_claims_nothing_that_is_not_known(trained, tmp_path):
     _, bundle, _ = trained
     made = export(bundle, tmp_path)
     session = ort.InferenceSession(made.float32.path, providers=["CPUExecutionProvider"])
-    assert session.get_modelmeta().custom_metadata_map.keys() == {"model", "input_shape"}
+    assert session.get_modelmeta().custom_metadata_map.keys() == {"model", "input_shape", "task"}
 
 
 def test_the_same_weights_give_the_same_files(trained, tmp_path):
