@@ -12,7 +12,9 @@ import msgspec
 
 from reft_edge.bundle.manifest import BlobRef
 from reft_edge.wire.compensation_names import Compensation
+from reft_edge.wire.deployment import Condition, Health, HealthRules, ModelFile
 from reft_edge.wire.messages import (
+    Digest,
     Measured,
     ProfileAnnouncement,
     TrainingPlan,
@@ -31,6 +33,21 @@ UpdateState: TypeAlias = Literal["offered", "received", "merged", "late", "rejec
 """`offered`: announced, perhaps half here. `received`: here, checked, counts. `merged`: in the global model.
 `late`: announced after collecting had ended; not pulled. `rejected`: of no use, by itself or beside the others of its
 round. `duplicate`: a second, different update for one task. `damaged`: it was here, and our disk has lost it."""
+
+DeploymentState: TypeAlias = Literal[
+    "canary", "soaking", "rolling_out", "rolling_back", "done", "rolled_back", "interrupted"
+]
+"""`interrupted`: a person stopped it, or deployed something else, before it had ended."""
+
+ENDED_DEPLOYMENTS: tuple[DeploymentState, ...] = ("done", "rolled_back")
+"""Nothing more is decided about these. Devices of a `done` one that were away may still come for it."""
+
+Wave: TypeAlias = Literal["canary", "rest"]
+
+DeployedState: TypeAlias = Literal[
+    "waiting", "asked", "fetching", "checking", "serving", "refused", "failed", "late", "away", "rolled_back"
+]
+"""`waiting`: its wave has not begun. `late`: asked, and did not answer in time. `away`: asked, and not there."""
 
 QuarantinedBy: TypeAlias = Literal["rejections", "person"]
 """Who put a device into quarantine: the coordinator, after so many rejected updates, or somebody at the console."""
@@ -226,3 +243,77 @@ class ExportRecord(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     path: str
     values: dict[str, float] = {}
+
+
+class ConditionRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """How a device was when it last said so."""
+
+    device: str
+    condition: Condition
+    seen_at: float
+
+
+class PresenceRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether a device was there, by the last that was heard of it; nobody listens while no coordinator is at work."""
+
+    device: str
+    online: bool
+    state: str
+    """As in its status: idle, fetching, training, uploading or offline."""
+    at: float
+    """Since when."""
+
+
+class ReleasedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """One of a version's models, as it is offered to devices."""
+
+    name: str
+    """For example `global` or `variant-0.5`."""
+    files: tuple[ModelFile, ...]
+    """float32 first; int8 where there is one."""
+    sha256s: tuple[Digest, ...]
+    """Of the ONNX files themselves, in the order of `files`."""
+
+
+class DeploymentRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One roll-out of a version."""
+
+    deployment: str
+    federation: str
+    version: str
+    state: DeploymentState
+    reason: str = ""
+    """Why it was rolled back or interrupted."""
+    started_at: float
+    since: float
+    """When it came to this state."""
+    ended_at: float | None = None
+    """When it was done or rolled back, or another took its place."""
+    models: tuple[ReleasedModel, ...] = ()
+    """The largest first."""
+    classes: tuple[str, ...] = ()
+    rules: HealthRules = HealthRules()
+
+    def model(self, name: str) -> ReleasedModel:
+        return next(model for model in self.models if model.name == name)
+
+
+class DeployedDevice(msgspec.Struct, frozen=True, kw_only=True):
+    """One device's part in a deployment."""
+
+    deployment: str
+    device: str
+    model: str
+    """Name of the model that it is offered."""
+    smaller: str = ""
+    """The one that it gets if this is too slow or too large for it; empty where there is none, or it was tried."""
+    why: str = ""
+    """Why it gets this model."""
+    wave: Wave
+    state: DeployedState = "waiting"
+    reason: str = ""
+    """Why it refused, failed or was not waited for."""
+    health: tuple[Health, ...] = ()
+    """What it measured, a file each."""
+    asked_at: float | None = None
+    answered_at: float | None = None

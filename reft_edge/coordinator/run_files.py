@@ -1,4 +1,4 @@
-"""A federation's runs as they lie on disk, for those who look at one beside the coordinator, or after it.
+"""A federation's fleet and runs as they lie on disk, for those who look beside the coordinator, or after it.
 
 Nothing here writes, and nothing needs the coordinator to be at work.
 """
@@ -9,25 +9,46 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from reft_edge.coordinator.database import is_at_work
 from reft_edge.coordinator.event_log import EVENTS_FILE, read_log
 from reft_edge.coordinator.events import Event
-from reft_edge.coordinator.records import DeviceRecord, QuarantineRecord, RunRecord
-from reft_edge.coordinator.settings import load_federation
-from reft_edge.coordinator.store import Store, is_at_work
+from reft_edge.coordinator.records import (
+    ConditionRecord,
+    DeployedDevice,
+    DeploymentRecord,
+    DeviceRecord,
+    PresenceRecord,
+    QuarantineRecord,
+    RunRecord,
+)
+from reft_edge.coordinator.settings import FederationSettings, load_federation
+from reft_edge.coordinator.store import Store
 from reft_edge.errors import ConfigError, FederationError
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFiles:
-    """One run, and what the store knows of the fleet now."""
+class FleetFiles:
+    """What the store knows of the fleet now. It needs no run: a model of one's own may be deployed without one."""
+
+    at_work: bool
+    """Whether a process owns the store: a coordinator, a deployment, a roll-back or a monitor."""
+    devices: list[DeviceRecord]
+    quarantined: list[QuarantineRecord]
+    presence: list[PresenceRecord]
+    conditions: list[ConditionRecord]
+    deployments: list[DeploymentRecord]
+    """The latest first."""
+    deployed: list[DeployedDevice]
+    """Of the latest deployment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFiles(FleetFiles):
+    """One run beside that."""
 
     record: RunRecord
     directory: Path
     """Of the run: events, models, report."""
-    at_work: bool
-    """Whether a coordinator process owns the store."""
-    devices: list[DeviceRecord]
-    quarantined: list[QuarantineRecord]
 
     @property
     def log(self) -> Path:
@@ -43,17 +64,37 @@ def find_run(settings_file: Path, run: str | None = None) -> RunFiles:
     Raises `ConfigError` for settings that are wrong and a run that is not there, `FederationError` where nothing was
     ever run.
     """
-    settings = load_federation(settings_file)
-    results = settings_file.resolve().parent / settings.output.directory
+    settings, results = _results(settings_file)
     with closing(Store(results, shared=True)) as store:
         record = _choose(store.runs(settings.federation), run, settings.federation)
-        return RunFiles(
-            record=record,
-            directory=results / record.run,
-            at_work=is_at_work(results),
-            devices=store.devices(),
-            quarantined=store.quarantined(),
-        )
+        fleet = _read_fleet(store, settings.federation, results)
+    return RunFiles(record=record, directory=results / record.run, **vars(fleet))
+
+
+def find_fleet(settings_file: Path) -> FleetFiles:
+    """The fleet, whether or not there is a run. Raises as `find_run`, `FederationError` where there is no store."""
+    settings, results = _results(settings_file)
+    with closing(Store(results, shared=True)) as store:
+        return _read_fleet(store, settings.federation, results)
+
+
+def _results(settings_file: Path) -> tuple[FederationSettings, Path]:
+    """The settings, and where the store lies."""
+    settings = load_federation(settings_file)
+    return settings, settings_file.resolve().parent / settings.output.directory
+
+
+def _read_fleet(store: Store, federation: str, results: Path) -> FleetFiles:
+    deployments = store.deployments(federation)
+    return FleetFiles(
+        at_work=is_at_work(results),
+        devices=store.devices(),
+        quarantined=store.quarantined(),
+        presence=store.presence(),
+        conditions=store.conditions(),
+        deployments=deployments,
+        deployed=store.deployed_devices(deployments[0].deployment) if deployments else [],
+    )
 
 
 def _choose(runs: list[RunRecord], wanted: str | None, federation: str) -> RunRecord:

@@ -9,34 +9,32 @@ After `kill -9` at any moment the run goes on from here. Three rules make that s
 - Everything is idempotent under (task, update hash), and a task is one device in one round of one run.
 
 One process owns a store at a time: opening takes a lock that the kernel releases with the process. Beside it others may
-open it `shared`, to read, and to change the quarantine, which the owner looks at before each plan. SQLite runs in WAL
-mode with full synchronization, because a receipt makes a device delete its copy.
+open it `shared`, to read, and to change the quarantine, which the owner looks at before each plan.
 """
 
 from __future__ import annotations
 
-import fcntl
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import IO, Any, TypeVar
+from typing import Any
 
-import msgspec
-from sqlalchemy import Connection, Table, and_, create_engine, event, exists, func, literal, select, update
+from sqlalchemy import Connection, Table, and_, exists, func, literal, select, update
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.exc import SQLAlchemyError
 
 from reft_edge.bundle.manifest import BlobRef
-from reft_edge.coordinator import tables
+from reft_edge.coordinator import deployment_queries, tables
+from reft_edge.coordinator.database import Database, row_of, upsert
 from reft_edge.coordinator.records import (
     STAGES,
     AssignmentRecord,
+    ConditionRecord,
+    DeployedDevice,
+    DeploymentRecord,
     DeviceRecord,
     ExportRecord,
     MergedMemory,
     MetricRecord,
+    PresenceRecord,
     QuarantineRecord,
     Remembered,
     RoundKey,
@@ -49,51 +47,21 @@ from reft_edge.coordinator.records import (
     VariantRecord,
 )
 from reft_edge.coordinator.rounds import Participant, Phase, Round, RoundRules, Standing
-from reft_edge.errors import FederationError, ResourceError
+from reft_edge.errors import FederationError
 from reft_edge.wire.messages import WeightsRef
 
-Record = TypeVar("Record", bound=msgspec.Struct)
-
-DATABASE_FILE = "coordinator.sqlite"
-LOCK_FILE = "coordinator.lock"
-
-LOCK_ATTEMPTS = 5
-LOCK_PAUSE_S = 0.05
-"""Whoever asks `is_at_work` holds the lock for a moment."""
-
 SEQUENCE = "messages"
-"""Row of the numbers that tasks carry."""
+"""Row of the numbers that tasks and deployments carry."""
 
 
-class Store:
-    """An open database in `directory`, which is created. Use it from one thread; `close` it.
-
-    `shared`: beside the process that owns it; it must be there.
-    Raises `FederationError` when another process has it open, it was written by another version, or a shared one is not
-    there; `ResourceError` when the disk is full or cannot be used.
-    """
-
-    def __init__(self, directory: Path, *, shared: bool = False) -> None:
-        if shared and not (directory / DATABASE_FILE).is_file():
-            raise FederationError(f"{directory} has no store yet; the coordinator makes it when it is first started")
-        self._lock = None if shared else _lock(directory)
-        self._engine = create_engine(f"sqlite:///{directory / DATABASE_FILE}")
-        event.listen(self._engine, "connect", _configure)
-        with ExitStack() as undo:
-            undo.callback(self.close)
-            self._prepare()
-            undo.pop_all()
-
-    def close(self) -> None:
-        self._engine.dispose()
-        if self._lock is not None:
-            self._lock.close()
+class Store(Database):
+    """The queries. Opened, locked and closed as any `Database`."""
 
     # --- runs ---
 
     def create_run(self, record: RunRecord) -> None:
         with self._transaction() as connection:
-            connection.execute(insert(tables.runs).values(**_columns(record)))
+            connection.execute(insert(tables.runs).values(**row_of(record)))
 
     def runs(self, federation: str) -> list[RunRecord]:
         """All runs of a federation, the latest first."""
@@ -123,14 +91,14 @@ class Store:
 
     def save_device(self, record: DeviceRecord) -> None:
         with self._transaction() as connection:
-            _upsert(connection, tables.devices, _columns(record))
+            upsert(connection, tables.devices, row_of(record))
 
     def devices(self) -> list[DeviceRecord]:
         return self._read(select(tables.devices).order_by(tables.devices.c.device), DeviceRecord)
 
     def save_variant(self, run: str, record: VariantRecord) -> None:
         with self._transaction() as connection:
-            _upsert(connection, tables.variants, {"run": run, **_columns(record)})
+            upsert(connection, tables.variants, {"run": run, **row_of(record)})
 
     def variants(self, run: str) -> list[VariantRecord]:
         table = tables.variants
@@ -154,18 +122,18 @@ class Store:
 
     def plan_round(self, record: RoundRecord, assignments: Sequence[AssignmentRecord]) -> None:
         """A new round with everything that was decided about it."""
-        key = _columns(record.key)
+        key = row_of(record.key)
         with self._transaction() as connection:
             connection.execute(insert(tables.rounds).values(**_round_columns(record)))
             for assignment in assignments:
-                connection.execute(insert(tables.assignments).values(**key, **_columns(assignment)))
+                connection.execute(insert(tables.assignments).values(**key, **row_of(assignment)))
 
     def save_assignments(self, assignments: Sequence[AssignmentRecord]) -> None:
         """Rewrite assignments of a round that exists."""
         table = tables.assignments
         with self._transaction() as connection:
             for record in assignments:
-                connection.execute(update(table).where(table.c.task == record.task).values(**_columns(record)))
+                connection.execute(update(table).where(table.c.task == record.task).values(**row_of(record)))
 
     def save_round(
         self,
@@ -202,14 +170,14 @@ class Store:
                 table = tables.assignments
                 connection.execute(update(table).where(table.c.task == key.task(device)).values(**values))
             for record in updates:
-                _upsert(connection, tables.updates, _update_columns(record))
+                upsert(connection, tables.updates, _update_columns(record))
             if merged is not None:
                 _mark_merged(connection, key, state, memories)
             if distilled is not None:
                 table = tables.runs
                 connection.execute(update(table).where(table.c.run == key.run).values(weights=distilled))
             for metric in metrics:
-                _upsert(connection, tables.metrics, {"run": key.run, **_columns(metric)})
+                upsert(connection, tables.metrics, {"run": key.run, **row_of(metric)})
 
     def rounds(self, run: str) -> list[RoundRecord]:
         """All rounds of a run, every attempt, in order."""
@@ -292,7 +260,7 @@ class Store:
     def save_update(self, record: UpdateRecord) -> None:
         """Insert, or bring an update to a new state."""
         with self._transaction() as connection:
-            _upsert(connection, tables.updates, _update_columns(record))
+            upsert(connection, tables.updates, _update_columns(record))
 
     def update(self, task: str, sha256: str) -> UpdateRecord | None:
         table = tables.updates
@@ -327,7 +295,7 @@ class Store:
     def quarantine(self, record: QuarantineRecord) -> bool:
         """Put a device into quarantine; False, and nothing changes, when it is there already."""
         table = tables.quarantine
-        columns = _columns(record)
+        columns = row_of(record)
         # One statement, so that two processes cannot both find it missing.
         absent = ~exists().where(table.c.device == record.device, table.c.lifted_at.is_(None))
         values = select(*(literal(columns[column.name], column.type) for column in table.columns)).where(absent)
@@ -368,12 +336,68 @@ class Store:
                     found.setdefault(device, {})[task] = reason
         return {device: list(tasks.values()) for device, tasks in found.items()}
 
+    # --- conditions and deployments; the queries are in `deployment_queries` ---
+
+    def save_condition(self, record: ConditionRecord) -> None:
+        with self._transaction() as connection:
+            upsert(connection, tables.conditions, row_of(record))
+
+    def conditions(self) -> list[ConditionRecord]:
+        """The last that each device told, by name."""
+        return self._read(select(tables.conditions).order_by(tables.conditions.c.device), ConditionRecord)
+
+    def save_presence(self, record: PresenceRecord) -> None:
+        with self._transaction() as connection:
+            upsert(connection, tables.presence, row_of(record))
+
+    def presence(self) -> list[PresenceRecord]:
+        """Who was there when a coordinator, a deployment or a monitor was last at work, by name."""
+        return self._read(select(tables.presence).order_by(tables.presence.c.device), PresenceRecord)
+
+    def begin_deployment(self, record: DeploymentRecord, devices: Sequence[DeployedDevice]) -> None:
+        """A new deployment with everything that was decided about it. Those before it that are open are ended."""
+        with self._transaction() as connection:
+            deployment_queries.begin(connection, record, devices)
+
+    def save_deployment(self, record: DeploymentRecord, devices: Sequence[DeployedDevice] = ()) -> None:
+        """How it stands, and what became of some of its devices, in one transaction."""
+        with self._transaction() as connection:
+            deployment_queries.save(connection, record, devices)
+
+    def deployments(self, federation: str) -> list[DeploymentRecord]:
+        """All deployments of a federation, the latest first."""
+        with self._transaction() as connection:
+            return deployment_queries.deployments(connection, federation)
+
+    def latest_deployment(self, federation: str) -> DeploymentRecord | None:
+        return next(iter(self.deployments(federation)), None)
+
+    def deployed_devices(self, deployment: str) -> list[DeployedDevice]:
+        """By name."""
+        with self._transaction() as connection:
+            return deployment_queries.devices(connection, deployment)
+
+    def remember_seeded(self, blobs: Iterable[BlobRef]) -> None:
+        """Blobs of models that are about to be laid at the broker."""
+        with self._transaction() as connection:
+            deployment_queries.remember_seeded(connection, blobs)
+
+    def forget_seeded(self, blobs: Iterable[BlobRef]) -> None:
+        """They were cleared."""
+        with self._transaction() as connection:
+            deployment_queries.forget_seeded(connection, blobs)
+
+    def seeded(self) -> list[BlobRef]:
+        """Blobs of models that lie at the broker, or did."""
+        with self._transaction() as connection:
+            return deployment_queries.seeded(connection)
+
     # --- results ---
 
     def save_metrics(self, run: str, metrics: Sequence[MetricRecord]) -> None:
         with self._transaction() as connection:
             for metric in metrics:
-                _upsert(connection, tables.metrics, {"run": run, **_columns(metric)})
+                upsert(connection, tables.metrics, {"run": run, **row_of(metric)})
 
     def metrics(self, run: str) -> list[MetricRecord]:
         """In the order in which they came to be."""
@@ -383,92 +407,21 @@ class Store:
 
     def save_export(self, run: str, record: ExportRecord) -> None:
         with self._transaction() as connection:
-            _upsert(connection, tables.exports, {"run": run, **_columns(record)})
+            upsert(connection, tables.exports, {"run": run, **row_of(record)})
 
     def exports(self, run: str) -> list[ExportRecord]:
         table = tables.exports
         return self._read(select(table).where(table.c.run == run).order_by(table.c.name), ExportRecord)
 
-    # --- the database ---
-
-    def _prepare(self) -> None:
-        with self._transaction() as connection:
-            version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-            if version not in (0, tables.SCHEMA):
-                raise FederationError(
-                    f"the store has schema {version}, this reft-edge reads {tables.SCHEMA}; change [output]"
-                )
-            if self._lock is None:
-                return
-            tables.schema.create_all(connection)
-            connection.exec_driver_sql(f"PRAGMA user_version = {tables.SCHEMA}")
-
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except SQLAlchemyError as exc:
-            cause = str(exc).splitlines()[0]
-            raise ResourceError(
-                f"the coordinator's store cannot be used: {cause}; check disk space and rights"
-            ) from exc
-
-    def _read(self, query: Any, kind: type[Record]) -> list[Record]:
-        fields = kind.__struct_fields__
-        with self._transaction() as connection:
-            rows = connection.execute(query).mappings()
-            return [kind(**{name: row[name] for name in fields}) for row in rows]
-
-
-def is_at_work(directory: Path) -> bool:
-    """Whether a process owns the store in `directory`."""
-    try:
-        with (directory / LOCK_FILE).open("r", encoding="utf-8") as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # nobody ever opened it
-        return False
-    return False
-
-
-def _lock(directory: Path) -> IO[str]:
-    """Hold the store's lock file, for as long as it is open."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        handle = (directory / LOCK_FILE).open("w", encoding="utf-8")
-    except OSError as exc:
-        raise ResourceError(f"{directory} cannot be written: {exc.strerror or exc}; set [output] directory") from exc
-    for _ in range(LOCK_ATTEMPTS):
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            time.sleep(LOCK_PAUSE_S)
-        else:
-            return handle
-    handle.close()
-    raise FederationError(f"another coordinator is at work in {directory}; stop it first")
-
-
-def _configure(connection: Any, _: object) -> None:
-    """SQLite's settings are those of a connection, not of the file."""
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 5000"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _columns(record: msgspec.Struct) -> dict[str, Any]:
-    return msgspec.structs.asdict(record)
-
 
 def _update_columns(record: UpdateRecord) -> dict[str, Any]:
-    return {"sha256": record.manifest.blob.sha256, **_columns(record)}
+    return {"sha256": record.manifest.blob.sha256, **row_of(record)}
 
 
 def _round_columns(record: RoundRecord) -> dict[str, Any]:
-    columns = _columns(record)
+    columns = row_of(record)
     key: RoundKey = columns.pop("key")
-    return {**_columns(key), **columns}
+    return {**row_of(key), **columns}
 
 
 def _round_record(row: dict[str, Any]) -> RoundRecord:
@@ -478,13 +431,6 @@ def _round_record(row: dict[str, Any]) -> RoundRecord:
 
 def _is(table: Table, key: RoundKey) -> list[Any]:
     return [table.c.run == key.run, table.c.number == key.number, table.c.attempt == key.attempt]
-
-
-def _upsert(connection: Connection, table: Table, values: dict[str, Any]) -> None:
-    statement = insert(table).values(**values)
-    keys = [column.name for column in table.primary_key]
-    changed = {name: statement.excluded[name] for name in values if name not in keys}
-    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed))
 
 
 def _mark_merged(connection: Connection, key: RoundKey, state: Round, memories: Mapping[str, BlobRef]) -> None:

@@ -13,7 +13,8 @@ from sqlalchemy import Boolean, Column, Dialect, Float, ForeignKeyConstraint, In
 from sqlalchemy.types import TypeDecorator
 
 from reft_edge.bundle.manifest import BlobRef
-from reft_edge.coordinator.records import Prediction, Remembered
+from reft_edge.coordinator.records import Prediction, ReleasedModel, Remembered
+from reft_edge.wire.deployment import Condition, Health, HealthRules
 from reft_edge.wire.messages import (
     Measured,
     ProfileAnnouncement,
@@ -23,8 +24,11 @@ from reft_edge.wire.messages import (
     WeightsRef,
 )
 
-SCHEMA = 3
+SCHEMA = 4
 """Written to SQLite's `user_version`."""
+
+EXTENDED_SCHEMAS = (3,)
+"""Older ones whose tables are as they were: what this one adds is created beside them."""
 
 
 class Json(TypeDecorator[Any]):
@@ -172,4 +176,61 @@ exports = Table(
     Column("path", Text, nullable=False),
     Column("values", Json(dict[str, float]), nullable=False),
     ForeignKeyConstraint(["run"], ["runs.run"]),
+)
+
+conditions = Table(
+    "conditions",
+    schema,
+    Column("device", String, primary_key=True),
+    Column("condition", Json(Condition), nullable=False),
+    Column("seen_at", Float, nullable=False),
+)
+
+presence = Table(
+    "presence",
+    schema,
+    Column("device", String, primary_key=True),
+    Column("online", Boolean, nullable=False),
+    Column("state", String, nullable=False),
+    Column("at", Float, nullable=False),
+)
+
+deployments = Table(
+    "deployments",
+    schema,
+    Column("deployment", String, primary_key=True),
+    Column("federation", String, nullable=False),
+    Column("version", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("started_at", Float, nullable=False),
+    Column("since", Float, nullable=False),
+    Column("ended_at", Float),
+    Column("models", Json(tuple[ReleasedModel, ...]), nullable=False),
+    Column("classes", Json(tuple[str, ...]), nullable=False),
+    Column("rules", Json(HealthRules), nullable=False),
+)
+
+deployed_devices = Table(
+    "deployed_devices",
+    schema,
+    Column("deployment", String, primary_key=True),
+    Column("device", String, primary_key=True),
+    Column("model", String, nullable=False),
+    Column("smaller", String, nullable=False),
+    Column("why", Text, nullable=False),
+    Column("wave", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("health", Json(tuple[Health, ...]), nullable=False),
+    Column("asked_at", Float),
+    Column("answered_at", Float),
+    ForeignKeyConstraint(["deployment"], ["deployments.deployment"]),
+)
+
+seeded = Table(
+    "seeded",
+    schema,
+    Column("sha256", String, primary_key=True),
+    Column("size_bytes", Integer, nullable=False),
 )

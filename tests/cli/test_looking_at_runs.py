@@ -13,8 +13,9 @@ import pytest
 
 from reft_edge.cli.main import main
 from reft_edge.coordinator import events
+from reft_edge.coordinator.database import is_at_work
 from reft_edge.coordinator.event_log import EventLog, follow_log
-from reft_edge.coordinator.store import Store, is_at_work
+from reft_edge.coordinator.store import Store
 from tests.written_run import FINISHED, RUN, SETTINGS, told, write_run
 
 
@@ -32,7 +33,7 @@ def test_status_says_where_the_run_stands_and_who_has_trouble(federation, capsys
     text = answer(capsys, "status", federation)
     assert "round 1 of 2: interrupted: the coordinator is not running" in text
     assert "accuracy by round: 50.0%" in text
-    assert "3 devices, 1 done, 1 failed, 1 quarantine" in text
+    assert "3 devices, 1 failed, 1 merged, 1 quarantine" in text
     assert "pi-2 (failed): no space left on the device" in text
     assert "pi-3 (quarantine): three bad updates" in text
 
@@ -63,7 +64,7 @@ def test_asking_who_is_at_work_does_not_keep_a_coordinator_out(tmp_path):
 
 def test_devices_are_told_whole_as_json(federation, capsys):
     one, two, three = json.loads(answer(capsys, "devices", federation, "--json"))
-    assert (one["device"], one["state"], one["profile"], one["training_samples"]) == ("pi-1", "done", "pi-4", 9)
+    assert (one["device"], one["state"], one["profile"], one["training_samples"]) == ("pi-1", "merged", "pi-4", 9)
     assert (one["predicted_s"], one["measured_s"], one["share"]) == (3.5, 3.5, 0.25)
     assert (one["temperature_celsius"], one["throttled"], one["updates"]) == (81.0, True, {"received": 1})
     assert one["seen_at"] == 2e9, "an event is later than the announcement"
@@ -74,7 +75,7 @@ def test_devices_are_told_whole_as_json(federation, capsys):
 def test_the_table_of_devices_fits_a_terminal(federation, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     text = answer(capsys, "devices", federation)
-    assert "done, 81 °C" in text
+    assert "merged, 81 °C" in text
     assert "1 of 1" in text
     assert "…" not in text
 
