@@ -63,7 +63,8 @@ class Deploy(msgspec.Struct, frozen=True, kw_only=True, tag="deploy"):
     """Retained on `deployment`: serve this version, if it passes your check."""
 
     deployment: Name
-    """One roll-out; the same one again starts nothing anew."""
+    """One roll-out. The same one again starts nothing anew, unless it comes with another `model`: a device that refused
+    one for its latency or its memory is offered the next smaller."""
     version: Name
     """What a person calls it: the run whose model it is, or a name that was given."""
     model: Text
@@ -129,6 +130,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """What became of the deployment that the device heard of last."""
 
     deployment: Name
+    model: Text = ""
+    """The one that it was offered then."""
     state: AttemptState
     kind: Literal["", "accuracy", "latency", "memory", "data", "bundle", "crashed", "storage"] = ""
     """What a refusal or a failure is about."""
