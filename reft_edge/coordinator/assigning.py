@@ -158,6 +158,8 @@ class Planner:
         if item.option is None or item.prediction is None:
             raise ValueError(f"device {item.device!r} takes no part")
         variant = self._parts.catalogue.variant(item.option.ratio)
+        announcement = self._parts.fleet[item.device].announcement
+        n_samples = 0 if announcement is None else announcement.training_samples * self._workload.local_epochs
         return PlannedDevice(
             device=item.device,
             variant=variant.name,
@@ -167,6 +169,7 @@ class Planner:
             share=variant.channels.share,
             prediction=item.prediction,
             predicted_round_s=item.prediction.round_s,
+            training_flops=float(n_samples * variant.manifest.cost.step_flops_per_sample),
             reason=item.reason,
         )
 

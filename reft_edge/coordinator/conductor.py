@@ -154,7 +154,9 @@ class Conductor:
             if current.state.deadline != deadline and current.state.phase is Phase.COLLECTING:
                 deadline = current.state.deadline
                 _log.warning("round %d: no quorum yet; the deadline is extended", current.key.number)
+                self._listener(events.RoundExtended(round=current.key.number, deadline=deadline or 0.0))
                 self._send_tasks(current)
+        self._tell_collected(current)
 
     def _screen(self, current: OpenRound) -> None:
         """Compare the updates with each other; what stands out, or has been damaged on our disk, is taken back."""
@@ -293,6 +295,12 @@ class Conductor:
                 resumed=current.resumed,
             )
         )
+
+    def _tell_collected(self, current: OpenRound) -> None:
+        devices = current.state.devices
+        late = [device for device, part in sorted(devices.items()) if part.standing not in rounds.ANSWERED]
+        counted = len(current.state.counted)
+        self._listener(events.RoundCollected(round=current.key.number, counted=counted, asked=len(devices), late=late))
 
     def _traffic(self, current: OpenRound) -> list[events.DeviceBytes]:
         """Bytes of blobs that each device fetched, by its own word or as far as is known, and sent."""

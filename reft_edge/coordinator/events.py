@@ -60,6 +60,8 @@ class PlannedDevice(msgspec.Struct, frozen=True, kw_only=True):
     """Its parameters over the unpruned model's."""
     prediction: Prediction
     predicted_round_s: float
+    training_flops: float = 0.0
+    """Floating-point operations of all its training steps in the round; 0 where they were not counted."""
     reason: str = ""
     """Why this variant."""
 
@@ -82,6 +84,23 @@ class RoundStarted(Event, frozen=True, kw_only=True, tag="round_started"):
     devices: list[str]
     deadline: float
     resumed: bool = False
+
+
+class RoundExtended(Event, frozen=True, kw_only=True, tag="round_extended"):
+    """The deadline has passed without the quorum, and is moved."""
+
+    round: int
+    deadline: float
+
+
+class RoundCollected(Event, frozen=True, kw_only=True, tag="round_collected"):
+    """No update comes into the round any more; those that came are looked at beside each other and merged."""
+
+    round: int
+    counted: int
+    asked: int
+    late: list[str]
+    """Devices that were asked and have neither sent an update nor refused nor failed."""
 
 
 class DeviceProgress(Event, frozen=True, kw_only=True, tag="progress"):

@@ -26,7 +26,9 @@ from reft_edge.coordinator.events import (
     Planned,
     Quarantined,
     RoundClosed,
+    RoundCollected,
     RoundDistilled,
+    RoundExtended,
     RoundFailed,
     RoundMerged,
     RoundStarted,
@@ -40,12 +42,23 @@ from reft_edge.errors import one_line
 REFRESHES_PER_S = 4
 
 
+AT_WORK = frozenset({"asked", "accepted", "fetching", "training", "uploading"})
+"""Parts of devices from which the round still expects something."""
+
+
 @dataclass
 class DeviceView:
     """One row."""
 
     device: str
-    state: str = "waiting"
+    round: int = 0
+    """The latest that it was planned for."""
+    part: str = ""
+    """What it does in the present round: asked, accepted, fetching, training, uploading, done (its update is here),
+    merged, refused, failed, late, rejected, damaged or left out. Empty while it has none."""
+    online: bool | None = None
+    """None: nothing is known."""
+    quarantined: bool = False
     variant: str = ""
     share: float = 0.0
     steps_done: int = 0
@@ -53,6 +66,21 @@ class DeviceView:
     loss: float | None = None
     predicted_s: float | None = None
     measured_s: float | None = None
+    expected_at: float | None = None
+    """Unix seconds when its update should be here by the plan; None before the tasks are out."""
+    predicted_round_s: float = 0.0
+    reason: str = ""
+    """What it, or the coordinator, last said was wrong in this round."""
+
+    @property
+    def state(self) -> str:
+        """Its part; beside that waiting (never heard of), ready, offline, absent (offline, and something is expected of
+        it) or quarantine."""
+        if self.quarantined:
+            return "quarantine"
+        if self.online is False:
+            return "absent" if self.part in AT_WORK else "offline"
+        return self.part or ("ready" if self.online else "waiting")
 
 
 @dataclass
@@ -68,12 +96,16 @@ class FleetView:
     metric: str = "accuracy"
     values: list[float | None] = field(default_factory=list)
     """The metric at the end of each round."""
+    deadline: float | None = None
+    """Unix seconds; None while no round collects updates."""
     devices: dict[str, DeviceView] = field(default_factory=dict)
 
     def apply(self, event: Event) -> str | None:
         """Take in an event; returns a line worth printing, or None."""
         match event:
             case Started():
+                for row in self.devices.values():
+                    row.online = False  # a coordinator that begins hears of everybody who is there
                 self.title = f"{event.federation}: {event.model}, {event.parameters:,} parameters"
                 self.rounds = event.rounds
                 return f"{'resumed' if event.resumed else 'started'} {self.title}, {event.rounds} rounds"
@@ -85,17 +117,25 @@ class FleetView:
             case Planned():
                 return self._planned(event)
             case RoundStarted():
-                self.round, self.phase = event.round, "devices train"
+                self._started(event)
+            case RoundExtended():
+                self.deadline = event.deadline
+                return f"round {event.round}: no quorum yet, the deadline is extended"
+            case RoundCollected():
+                self._end_collecting("merging")
+                late = f"; late: {', '.join(event.late)}" if event.late else ""
+                return f"round {event.round}: {event.counted} of {event.asked} updates came in{late}"
             case DeviceProgress():
                 return self._progressed(event)
             case UpdateSeen():
                 return self._updated(event)
             case Quarantined():
-                self._row(event.device).state = "quarantine"
+                self._row(event.device).quarantined = True
                 return f"{event.device} is in quarantine until a person lifts it: {event.reason}"
             case RoundMerged():
                 self.metric = "mse" if event.mse is not None else "accuracy"
-                self.phase = "distilling"
+                self._end_collecting("distilling")
+                self._merged()
                 return f"round {event.round}: merged {event.updates} updates, {self._figure(event)}"
             case Distilling():
                 self.phase = f"distilling, epoch {event.epoch} of {event.epochs}"
@@ -106,6 +146,7 @@ class FleetView:
                 self.phase = "planning the next round" if event.round < self.rounds else "exporting"
                 return f"round {event.round} of {self.rounds}: {self._figure(event)} in {seconds_text(event.seconds)}"
             case RoundFailed():
+                self._end_collecting("planning again")
                 return f"round {event.round} failed: {event.reason}"
             case Exported():
                 self.phase = f"exported {event.name}"
@@ -130,34 +171,47 @@ class FleetView:
 
     def _seen(self, event: DeviceSeen) -> str | None:
         row = self._row(event.device)
+        was_there, row.online = row.online, event.online
         if not event.online:
-            row.state = "offline"
             return f"{event.device} is offline"
-        if event.profile and row.state in ("waiting", "offline"):
-            row.state = "ready"
+        if event.profile and not was_there:
             if self.needed:
-                self._count_devices(sum(one.state == "ready" for one in self.devices.values()))
+                self._count_devices(sum(bool(one.online) for one in self.devices.values()))
             return f"{event.device} is here, {event.training_samples} samples to train on"
         return None
 
     def _planned(self, event: Planned) -> str:
         self.round, self.phase = event.round, "sending tasks"
+        for row in self.devices.values():
+            row.part, row.reason = "", ""
         for plan in event.devices:
             row = self._row(plan.device)
-            row.state, row.variant, row.share = "asked", plan.variant, plan.share
+            row.round, row.part, row.variant, row.share = event.round, "asked", plan.variant, plan.share
             row.steps_done, row.steps_total, row.loss = 0, 0, None
             expected = plan.prediction
             row.predicted_s = expected.download_s + expected.start_s + expected.training_s
-            row.measured_s = None
+            row.measured_s, row.expected_at, row.predicted_round_s = None, None, plan.predicted_round_s
+            row.quarantined = False  # else it would have no task
         for excluded in event.excluded:
-            self._row(excluded.device).state = "left out"
+            row = self._row(excluded.device)
+            row.part, row.reason = "left out", excluded.reason
         plans = ", ".join(f"{plan.device} {plan.share:.0%}" for plan in event.devices)
         left_out = "".join(f"; {one.device} is left out: {one.reason}" for one in event.excluded)
         return f"round {event.round}: {plans or 'nobody'}{left_out}"
 
+    def _started(self, event: RoundStarted) -> None:
+        self.round, self.phase, self.deadline = event.round, "devices train", event.deadline
+        for device in event.devices:
+            row = self._row(device)
+            if event.at is not None and row.expected_at is None:
+                row.expected_at = event.at + row.predicted_round_s
+
     def _progressed(self, event: DeviceProgress) -> str | None:
         row = self._row(event.device)
-        row.state = event.state
+        if event.state in AT_WORK:
+            row.online = True
+        if row.part != "late":  # it does not know yet that the round went on without it
+            row.part, row.reason = event.state, event.reason
         if event.steps_total:
             row.steps_done, row.steps_total = event.steps_done, event.steps_total
         row.loss = event.loss if event.loss is not None else row.loss
@@ -169,15 +223,30 @@ class FleetView:
         if event.state == "duplicate":  # a device repeats itself until it is sure; that is how it should be
             return None
         row = self._row(event.device)
-        row.state = "done" if event.state == "received" else event.state
-        row.steps_done = row.steps_total
-        row.loss = event.loss_last if event.loss_last is not None else row.loss
+        measured_s = None
         if event.measured is not None:
-            row.measured_s = event.measured.download_s + event.measured.start_s + event.measured.training_s
+            measured_s = event.measured.download_s + event.measured.start_s + event.measured.training_s
+        if event.round >= row.round:  # else it is late for a round that is over, and works on the present one
+            row.part, row.reason = "done" if event.state == "received" else event.state, event.reason
+            row.steps_done = row.steps_total
+            row.loss = event.loss_last if event.loss_last is not None else row.loss
+            row.measured_s = measured_s if measured_s is not None else row.measured_s
         if event.state == "received":
-            return f"round {event.round}: update of {event.device}, {seconds_text(row.measured_s)}"
+            return f"round {event.round}: update of {event.device}, {seconds_text(measured_s)}"
         reason = f": {event.reason}" if event.reason else ""
         return f"round {event.round}: update of {event.device} is {event.state}{reason}"
+
+    def _end_collecting(self, phase: str) -> None:
+        """Whoever has not answered by now is late."""
+        self.phase, self.deadline = phase, None
+        for row in self.devices.values():
+            if row.part in AT_WORK:
+                row.part, row.reason = "late", "no update when the round ended"
+
+    def _merged(self) -> None:
+        for row in self.devices.values():
+            if row.part == "done":
+                row.part = "merged"
 
 
 class Watcher(Protocol):
