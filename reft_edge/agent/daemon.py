@@ -277,8 +277,8 @@ class Daemon:
             match event:
                 case Fetched(sha256=sha256):
                     self._feed(BlobFetched(sha256=sha256, was_here=was_here))
-                case Lost(sha256=sha256, reason=reason):
-                    self._feed(BlobLost(sha256=sha256, reason=reason[:MAX_REASON_CHARACTERS]))
+                case Lost(sha256=sha256, reason=reason, no_room=no_room):
+                    self._feed(BlobLost(sha256=sha256, reason=reason[:MAX_REASON_CHARACTERS], no_room=no_room))
                 case Delivered(sha256=sha256):
                     logger.debug("delivered: %s", sha256)
                     self._feed(BlobDelivered(sha256=sha256))

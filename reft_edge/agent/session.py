@@ -253,6 +253,8 @@ def _blob_lost(state: SessionState, event: BlobLost, _now: float) -> _Step:
     task = _task(state)
     if event.sha256 != task.bundle.sha256 and event.sha256 not in state.missing:
         return state, ()
+    if event.no_room:  # nor for the whole weights, which are larger than a delta
+        return _end(state, Failed(task=task.task, kind="storage", reason=event.reason))
     if task.delta is not None and event.sha256 == task.delta.blob.sha256:
         return _fetch_whole(state, task)
     return _end(state, Failed(task=task.task, kind="bundle", reason=event.reason))

@@ -112,6 +112,8 @@ class BlobFetched:
 class BlobLost:
     sha256: str
     reason: str
+    no_room: bool = False
+    """Whether it cannot be stored here; else the coordinator no longer has it, or sends another."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,6 +73,8 @@ class Lost:
 
     sha256: str
     reason: str
+    no_room: bool = False
+    """It cannot be stored here: the disk refuses, or the blob is too large for the store."""
 
 
 TransferEvent: TypeAlias = Fetched | Delivered | Lost
@@ -266,7 +268,7 @@ class Courier:
                 self._store.check_size(ref)
             except ResourceError as exc:
                 self.cancel(sha256)
-                events.append(Lost(sha256, str(exc)))
+                events.append(Lost(sha256, str(exc), no_room=True))
                 continue
             if not self._limiter.acquire((self, sha256)):
                 break
@@ -306,7 +308,7 @@ class Courier:
         try:
             fetch.take_offer(offer, now)
         except ResourceError as exc:
-            return self._lose(offer.sha256, str(exc), now)
+            return self._lose(offer.sha256, str(exc), now, no_room=True)
         return self._finish(fetch, now)
 
     def _handle_block(self, block: Block, now: float) -> list[TransferEvent]:
@@ -317,7 +319,7 @@ class Courier:
         try:
             new = fetch.take_block(block, now)
         except ResourceError as exc:
-            return self._lose(fetch.ref.sha256, str(exc), now)
+            return self._lose(fetch.ref.sha256, str(exc), now, no_room=True)
         if not new:
             self.counters.duplicates += 1
             return []
@@ -332,7 +334,7 @@ class Courier:
         try:
             good = fetch.finish()
         except ResourceError as exc:
-            return self._lose(sha256, str(exc), now)
+            return self._lose(sha256, str(exc), now, no_room=True)
         if not good:
             self._wrong_hashes[sha256] = self._wrong_hashes.get(sha256, 0) + 1
             if self._wrong_hashes[sha256] >= MAX_WRONG_HASHES:
@@ -343,9 +345,9 @@ class Courier:
         self.acknowledge(sha256)
         return [Fetched(sha256), *self._start_waiting(now)]
 
-    def _lose(self, sha256: str, reason: str, now: float) -> list[TransferEvent]:
+    def _lose(self, sha256: str, reason: str, now: float, *, no_room: bool = False) -> list[TransferEvent]:
         self.cancel(sha256)
-        return [Lost(sha256, reason), *self._start_waiting(now)]
+        return [Lost(sha256, reason, no_room), *self._start_waiting(now)]
 
     def _pull(self, sha256: str) -> PullSource:
         return PullSource(sha256, self._say)

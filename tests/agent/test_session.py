@@ -192,6 +192,16 @@ def test_a_blob_that_is_gone_fails_the_task(history: tuple[s.SessionEvent, ...],
     assert failed.kind == "bundle"
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_disk_without_room_is_no_fault_of_the_bundle(whole: bool) -> None:
+    """Nor are whole weights asked for where a delta had no room."""
+    session = fed(*BY_DELTA, *([s.BlobLost(sha256=DELTA.sha256, reason="gone")] if whole else []))
+    lost = WHOLE if whole else DELTA
+    actions = session.handle(s.BlobLost(sha256=lost.sha256, reason="no room for a blob of 9 bytes", no_room=True), 6.0)
+    assert reports(actions) == [Failed(task="t1", kind="storage", reason="no room for a blob of 9 bytes")]
+    assert not fetches(actions)
+
+
 def test_an_impossible_event_raises_and_changes_nothing() -> None:
     for history in (HISTORIES["idle"], TRAINING, UPLOADING):
         session = fed(*history)

@@ -197,10 +197,11 @@ def test_what_the_sender_does_not_have_or_may_not_give_is_lost_with_a_reason(
     for ref in (secret, missing, big):
         network.take("receiver", device.fetch(ref, network.now))
     network.run(lambda: len(network.events["receiver"]) == 3)
-    lost = {event.sha256: event.reason for event in network.events["receiver"] if isinstance(event, Lost)}
-    assert "no longer has it" in lost[secret.sha256]
-    assert "no longer has it" in lost[missing.sha256]
-    assert "at most" in lost[big.sha256]
+    lost = {event.sha256: event for event in network.events["receiver"] if isinstance(event, Lost)}
+    assert "no longer has it" in lost[secret.sha256].reason
+    assert "no longer has it" in lost[missing.sha256].reason
+    assert "at most" in lost[big.sha256].reason
+    assert [lost[ref.sha256].no_room for ref in (secret, missing, big)] == [False, False, True]
     assert device.fetching == frozenset()
 
 
@@ -229,6 +230,7 @@ def test_a_full_disk_ends_the_fetch_and_not_the_process(
     (event,) = network.events["receiver"]
     assert isinstance(event, Lost)
     assert "no room" in event.reason
+    assert event.no_room
 
 
 def test_blocks_that_fit_a_lying_offer_do_not_make_a_blob(stores: tuple[BlobStore, BlobStore]) -> None:
