@@ -86,12 +86,15 @@ def _user_function(reference: str, base_dir: Path) -> Callable[..., Any]:
         raise ModelError(f"model {reference!r}: {path} cannot be loaded as Python")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
+    sys.path.insert(0, str(base_dir))  # its neighbours can be imported by it, as by the functions in [data]
     try:
         spec.loader.exec_module(module)
     except (ArithmeticError, AttributeError, ImportError, LookupError, NameError, OSError) as exc:
         raise ModelError(f"model {reference!r}: {path} fails: {type(exc).__name__}: {exc}") from exc
     except (RuntimeError, SyntaxError, TypeError, ValueError) as exc:
         raise ModelError(f"model {reference!r}: {path} fails: {type(exc).__name__}: {exc}") from exc
+    finally:
+        sys.path.remove(str(base_dir))
     function = getattr(module, function_name, None)
     if not callable(function):
         names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]

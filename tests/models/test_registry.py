@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,16 @@ def test_a_users_function_gets_the_arguments_that_it_names(tmp_path: Path) -> No
     )
     model = build_model("mine:build", input_shape=(2, 2), n_outputs=3, base_dir=tmp_path)
     assert model(torch.zeros(1, 2, 2)).shape == (1, 3)
+
+
+def test_a_users_file_imports_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "widths.py").write_text("WIDTH = 7\n")
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\nfrom widths import WIDTH\ndef build():\n    return nn.Linear(2, WIDTH)\n"
+    )
+    model = build_model("mine:build", input_shape=(2,), n_outputs=7, base_dir=tmp_path)
+    assert model.out_features == 7
+    assert str(tmp_path) not in sys.path
 
 
 @pytest.mark.parametrize(
