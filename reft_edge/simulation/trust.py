@@ -81,7 +81,7 @@ def start_trusted_broker(
     logs = directory / "broker"
     if choose_kind(kind) == "mosquitto":
         port = free_port()
-        provisioned = _found_authority(directory, federation, host=LOOPBACK, port=port)
+        provisioned = found_authority(directory, federation, host=LOOPBACK, port=port)
         with start_provisioned_broker(provisioned.broker_configuration, directory=logs, port=port) as running:
             yield TrustedBroker(broker=running.settings, provisioned=provisioned, mutual_tls=True)
     else:
@@ -91,12 +91,15 @@ def start_trusted_broker(
 
 def trust_at(broker: BrokerSettings, *, directory: Path, federation: str) -> TrustedBroker:
     """An authority in `directory` for a broker that asks nobody for a certificate. Raises `ConfigError`."""
-    provisioned = _found_authority(directory, federation, host=broker.host, port=broker.port)
+    provisioned = found_authority(directory, federation, host=broker.host, port=broker.port)
     return TrustedBroker(broker=broker, provisioned=provisioned, mutual_tls=False)
 
 
-def _found_authority(directory: Path, federation: str, *, host: str, port: int) -> Paths:
-    """A new authority in `directory`, for a broker that is reached at `host` and `port`. Raises `ConfigError`."""
+def found_authority(directory: Path, federation: str, *, host: str, port: int) -> Paths:
+    """A new authority in `directory`, for a broker that is reached at `host` and `port`.
+
+    For a Mosquitto of one's own: `start_provisioned_broker` starts it. Raises `ConfigError`.
+    """
     table = {"federation": federation, "broker_hosts": [host], "port": port}
     settings = convert_settings(table, ProvisioningSettings, origin="the broker's address")
     return begin(directory / PROVISIONING, settings, now=datetime.now(UTC)).paths

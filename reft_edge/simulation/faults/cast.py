@@ -79,30 +79,11 @@ class Player:
         return "" if self._child is None else self._child.obituary()
 
 
-class Cast:
-    """Everybody. `children` ends who is left at the end of the run."""
+class Ice:
+    """Processes that were stopped and shall go on; only these do."""
 
-    def __init__(
-        self, directory: Path, *, devices: Sequence[str], broker: RunningBroker, ways: Ways, children: Children
-    ) -> None:
-        def player(name: str, way: str, *arguments: str) -> Player:
-            command = ways.command(way, [sys.executable, "-m", "reft_edge", *arguments])
-            return Player(name, command, directory=directory, children=children)
-
-        self.broker = broker
-        self.coordinator = player(COORDINATOR, COORDINATOR, "coordinator", FEDERATION_FILE, "--progress", "plain")
-        self.agents = {device: player(f"agent-{device}", device, "agent", f"agent-{device}.toml") for device in devices}
+    def __init__(self) -> None:
         self._frozen: set[int] = set()
-
-    def start(self) -> None:
-        for agent in self.agents.values():
-            agent.start()
-        self.coordinator.start()
-
-    def worker(self, device: str) -> int | None:
-        """Process id of an agent's worker; None when it has none."""
-        pid = self.agents[device].pid
-        return None if pid is None else next((child for child in _children(pid) if _is_worker(child)), None)
 
     def freeze(self, pid: int) -> bool:
         """SIGSTOP; False when the process is gone or was stopped already."""
@@ -117,10 +98,41 @@ class Cast:
             self._frozen.discard(pid)
             _send(pid, signal.SIGCONT)
 
+
+class Cast:
+    """Everybody. `children` ends who is left at the end of the run."""
+
+    def __init__(
+        self, directory: Path, *, devices: Sequence[str], broker: RunningBroker, ways: Ways, children: Children
+    ) -> None:
+        def player(name: str, way: str, *arguments: str) -> Player:
+            command = ways.command(way, [sys.executable, "-m", "reft_edge", *arguments])
+            return Player(name, command, directory=directory, children=children)
+
+        self.broker = broker
+        self.coordinator = player(COORDINATOR, COORDINATOR, "coordinator", FEDERATION_FILE, "--progress", "plain")
+        self.agents = {device: player(f"agent-{device}", device, "agent", f"agent-{device}.toml") for device in devices}
+        self.ice = Ice()
+
+    def start(self) -> None:
+        for agent in self.agents.values():
+            agent.start()
+        self.coordinator.start()
+
+    def worker(self, device: str) -> int | None:
+        """Process id of an agent's worker; None when it has none."""
+        return worker_of(self.agents[device])
+
     def died(self) -> list[str]:
         """About those that ended without having been killed."""
         agents = [agent for agent in self.agents.values() if not agent.killed and agent.status is not None]
         return [agent.obituary() for agent in agents]
+
+
+def worker_of(agent: Player) -> int | None:
+    """Process id of an agent's worker; None when it has none."""
+    pid = agent.pid
+    return None if pid is None else next((child for child in _children(pid) if _is_worker(child)), None)
 
 
 def processes_in(directory: Path) -> list[str]:

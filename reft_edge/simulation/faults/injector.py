@@ -10,10 +10,11 @@ import logging
 import os
 import resource
 import signal
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeAlias
 
-from reft_edge.simulation.faults.cast import Cast, Player
+from reft_edge.simulation.brokers import RunningBroker
+from reft_edge.simulation.faults.cast import Ice, Player
 from reft_edge.simulation.faults.disk import Disk
 from reft_edge.simulation.faults.progress import Sign
 from reft_edge.simulation.faults.ways import Ways
@@ -25,10 +26,29 @@ Relief: TypeAlias = Callable[[], None]
 _log = logging.getLogger(__name__)
 
 
+class Breakable(Protocol):
+    """Whose processes are broken, for example a `Cast`."""
+
+    @property
+    def broker(self) -> RunningBroker: ...
+
+    @property
+    def coordinator(self) -> Player: ...
+
+    @property
+    def agents(self) -> Mapping[str, Player]: ...
+
+    @property
+    def ice(self) -> Ice: ...
+
+    def worker(self, device: str) -> int | None:
+        """Process id of a device's worker; None when it has none."""
+
+
 class Injector:
     """The faults of one run. Times are seconds of a monotonic clock; `began` is when the run did."""
 
-    def __init__(self, script: Script, *, cast: Cast, ways: Ways, disks: dict[str, Disk], began: float) -> None:
+    def __init__(self, script: Script, *, cast: Breakable, ways: Ways, disks: dict[str, Disk], began: float) -> None:
         self._cast = cast
         self._ways = ways
         self._disks = disks
@@ -108,9 +128,9 @@ class Injector:
                 pid = self._cast.broker.pid
             case _:
                 pid = self._player(target, device).pid
-        if pid is None or not self._cast.freeze(pid):
+        if pid is None or not self._cast.ice.freeze(pid):
             return None
-        return lambda: self._cast.thaw(pid)
+        return lambda: self._cast.ice.thaw(pid)
 
     def _cut(self, target: str, fault: Fault) -> Relief:
         names = {"device": [fault.device], "coordinator": [COORDINATOR]}.get(target, list(self._ways.proxies))
