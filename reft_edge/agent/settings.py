@@ -56,6 +56,15 @@ class ProfileSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Measure for seconds rather than most of a minute."""
 
 
+class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[serving]: predicting with the model that was deployed to this device."""
+
+    report: bool = False
+    """Count which classes are predicted and how confidently, and tell the coordinator: counts only, never an input."""
+    report_every_s: Annotated[float, Meta(ge=1, le=86_400)] = 60.0
+    """At most one such report in this time."""
+
+
 class AgentTrust(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[trust]: who this device is and whom it obeys. With it, what is not signed is dropped."""
 
@@ -83,6 +92,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Folder for models, updates and state, which survive a restart. One agent, one spool."""
     limits: Limits = Limits()
     profile: ProfileSettings = ProfileSettings()
+    serving: ServingSettings = ServingSettings()
     trust: AgentTrust | None = None
 
     def __post_init__(self) -> None:
