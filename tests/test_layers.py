@@ -19,16 +19,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "types": set(),
     "config": {"errors"},
+    "logs": set(),
     "data_files": {"errors"},
     "profiling": {"errors", "types", "config"},
     "starter": {"errors", "types"},
     "data": {"errors", "types", "config"},
     "bundle": {"errors", "types", "config", "profiling"},
     "wire": {"errors", "types", "config", "profiling", "bundle"},
-    "agent": {"errors", "types", "config", "profiling", "bundle", "wire", "data"},
+    "agent": {"errors", "types", "config", "logs", "profiling", "bundle", "wire", "data"},
     "models": {"errors", "types", "config"},
     "compile": {"errors", "types", "config", "bundle", "models"},
-    "coordinator": {"errors", "types", "config", "profiling", "bundle", "wire", "data", "models", "compile"},
+    "coordinator": {"errors", "types", "config", "logs", "profiling", "bundle", "wire", "data", "models", "compile"},
 }
 MAY_IMPORT["provisioning"] = {"errors", "types", "config", "wire", "data_files"}
 MAY_IMPORT["dashboard"] = {*MAY_IMPORT["coordinator"], "coordinator"} - {"models", "compile"}

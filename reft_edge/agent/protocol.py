@@ -15,6 +15,7 @@ from reft_edge.agent.settings import Limits
 from reft_edge.data.description import DataDescription
 from reft_edge.data.settings import DataSettings
 from reft_edge.errors import LocalProtocolError
+from reft_edge.logs import LogFormat
 from reft_edge.profiling.profile import DeviceProfile
 from reft_edge.wire.messages import Measured, Task, UpdateManifest
 
@@ -30,6 +31,7 @@ class Configure(msgspec.Struct, frozen=True, kw_only=True, tag="configure"):
     limits: Limits
     log_level: int = 20
     """A level of the `logging` module."""
+    log_format: LogFormat = "text"
 
 
 class MeasureDevice(msgspec.Struct, frozen=True, kw_only=True, tag="measure"):

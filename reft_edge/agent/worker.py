@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from reft_edge import logs
 from reft_edge.agent.confinement import MemoryWatch, die_with_parent, step_back
 from reft_edge.agent.protocol import (
     Answer,
@@ -75,12 +76,15 @@ class Worker:
         configure = self._commands.get()
         if not isinstance(configure, Configure):
             raise SystemExit("the first command must be 'configure'")
-        logging.getLogger().setLevel(configure.log_level)
+        logs.configure(configure.log_format, configure.log_level)
+        logging.getLogger().setLevel(configure.log_level)  # the user's data function may log, too
+        logs.process_is_about(logs.Subject(device=configure.device))
         step_back(configure.limits)
         while True:
             match self._commands.get():
                 case Train() as command:
-                    self._train(configure, command)
+                    with logs.about(round=command.task.round, task=command.task.task):
+                        self._train(configure, command)
                 case DescribeData():
                     self._describe(configure)
                 case MeasureDevice(quick=quick):
@@ -196,7 +200,6 @@ def main(arguments: list[str]) -> None:
     # Whatever else prints to stdout, for example the user's data function, goes to stderr.
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         Worker(sys.stdin.buffer, answers).serve()
     except Exception:

@@ -47,6 +47,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from reft_edge import logs
 from reft_edge.agent.identity_files import KEY_FILE, SETTINGS_FILE, finish_install
 from reft_edge.agent.settings import AgentSettings, limited_profile
 from reft_edge.errors import BrokerError, ConfigError, ResourceError
@@ -78,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     settings_file = args.settings or Path(SETTINGS_FILE)
     finish_install(settings_file.parent)
     settings = AgentSettings.read(settings_file)
+    logs.process_is_about(logs.Subject(device=settings.device))
     base_dir = settings_file.resolve().parent
     if args.check:
         return _check(settings, base_dir, as_json=args.json)

@@ -19,7 +19,10 @@ from types import ModuleType
 from typing import NamedTuple, NoReturn
 
 import reft_edge
+from reft_edge import logs
 from reft_edge.errors import ConfigError, ReftError
+
+_log = logging.getLogger(__name__)
 
 
 class Command(NamedTuple):
@@ -98,10 +101,8 @@ def _run_command(name: str, arguments: Sequence[str]) -> int:
     try:
         module = importlib.import_module(COMMANDS[name].module)
         args = _command_parser(name, module).parse_args(arguments)
-        # Libraries log from warnings up: torch traces every operator for debugging.
-        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
         level = logging.DEBUG if args.verbose else logging.WARNING if args.quiet else logging.INFO
-        logging.getLogger(reft_edge.__name__).setLevel(level)
+        logs.configure(args.log_format, level)
         code: int = module.run(args)
         sys.stdout.flush()  # a reader that has gone is met here and not while Python ends
     except ReftError as exc:
@@ -141,10 +142,20 @@ def _command_parser(name: str, module: ModuleType) -> argparse.ArgumentParser:
     loudness = parser.add_mutually_exclusive_group()
     loudness.add_argument("-v", "--verbose", action="store_true", help="log details to standard error")
     loudness.add_argument("-q", "--quiet", action="store_true", help="log warnings and errors only")
+    parser.add_argument(
+        "--log-format",
+        choices=logs.LOG_FORMATS,
+        default="text",
+        help="log lines as text, or as JSON objects for programs (default: %(default)s)",
+    )
     module.configure(parser)
     return parser
 
 
 def _fail(name: str, message: str, code: int) -> int:
-    print(f"reft-edge {name}: error: {' '.join(message.splitlines())}", file=sys.stderr)
+    line = " ".join(message.splitlines())
+    if logs.chosen_format() == "json":
+        _log.error("%s", line)
+    else:
+        print(f"reft-edge {name}: error: {line}", file=sys.stderr)
     return code
