@@ -138,7 +138,6 @@ class Slots:
             (folder / _DESCRIPTION).unlink(missing_ok=True)
             (folder / MODEL).unlink(missing_ok=True)
             sync_directory(folder)
-            sync_directory(self.root)
             arrived = source if isinstance(source, Path) else _write(folder / "arrived.tmp", source)
             whole = arrived.stat().st_size == slot.size_bytes and InstalledModel(slot=slot, path=arrived).verified()
             if not whole:
