@@ -100,7 +100,7 @@ def _top_parser() -> argparse.ArgumentParser:
 def _run_command(name: str, arguments: Sequence[str]) -> int:
     try:
         module = importlib.import_module(COMMANDS[name].module)
-        args = _command_parser(name, module).parse_args(arguments)
+        args = command_parser(name, module).parse_args(arguments)
         level = logging.DEBUG if args.verbose else logging.WARNING if args.quiet else logging.INFO
         logs.configure(args.log_format, level)
         code: int = module.run(args)
@@ -132,7 +132,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(ConfigError.exit_code, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 
-def _command_parser(name: str, module: ModuleType) -> argparse.ArgumentParser:
+def command_parser(name: str, module: ModuleType) -> argparse.ArgumentParser:
+    """Of one subcommand, with what all have in common."""
     parser = _Parser(
         prog=f"reft-edge {name}",
         description=(module.__doc__ or "").strip(),
