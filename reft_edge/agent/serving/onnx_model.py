@@ -32,6 +32,8 @@ Entry = TypeVar("Entry", int, str)
 BATCH = 32
 """Samples that are computed at once: more need more memory, and hardly go faster on a small board."""
 
+_ERRORS: tuple[type[Exception], ...] = (MemoryError, *ORT_ERRORS)
+
 _DTYPES: Mapping[str, type[np.generic]] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -132,9 +134,9 @@ class OnnxModel:
     def _open(self, path: Path, threads: int) -> ort.InferenceSession:
         try:
             return ort.InferenceSession(path, session_options(threads=threads), providers=["CPUExecutionProvider"])
-        except MemoryError as exc:
-            raise ResourceError(f"not enough memory to load {self._called}; use a smaller variant") from exc
-        except ORT_ERRORS as exc:
+        except _ERRORS as exc:
+            if _is_about_memory(exc):
+                raise ResourceError(f"not enough memory to load {self._called}; use a smaller variant") from exc
             raise self._unusable(first_line(exc)) from exc
 
     def _run(self, samples: Array) -> FloatArray:
@@ -145,13 +147,10 @@ class OnnxModel:
         batch = np.ascontiguousarray(batch, dtype=self.dtype)
         try:
             (outputs,) = self._session.run([self._output], {self._input.name: batch})
-        except MemoryError as exc:
-            raise ResourceError(f"not enough memory to predict {n_samples} samples at once") from exc
-        except ORT_ERRORS as exc:
-            text = first_line(exc)
-            if "alloc" in text.lower() or "memory" in text.lower():
-                raise ResourceError(f"not enough memory to predict {n_samples} samples at once ({text})") from exc
-            raise self._unusable(f"it fails on {n_samples} samples: {text}") from exc
+        except _ERRORS as exc:
+            if _is_about_memory(exc):
+                raise ResourceError(f"not enough memory to predict {n_samples} samples at once") from exc
+            raise self._unusable(f"it fails on {n_samples} samples: {first_line(exc)}") from exc
         if not isinstance(outputs, np.ndarray) or outputs.ndim == 0 or len(outputs) != len(batch):
             raise self._unusable(f"its output {self._output!r} is not one entry for each sample")
         if outputs.dtype.kind not in "iuf":
@@ -219,3 +218,9 @@ class OnnxModel:
 
 def _are_probabilities(outputs: FloatArray) -> bool:
     return bool((outputs >= 0).all() and np.allclose(outputs.sum(axis=1), 1, atol=1e-3))
+
+
+def _is_about_memory(error: Exception) -> bool:
+    """onnxruntime tells of it in words only."""
+    text = first_line(error).lower()
+    return isinstance(error, MemoryError) or "alloc" in text or "out of memory" in text

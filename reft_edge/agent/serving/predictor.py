@@ -1,0 +1,256 @@
+"""Predict with the model that this device serves, and with the next one as soon as it is switched to.
+
+Each call looks whether another version is served (one `stat`). If so, a thread of its own loads it while calls go on
+with the one that is there; then the name changes hands. A call ends on the version that it began with, and the last
+such call lets go of the old model, so for a moment there are two in memory. No call waits for a version that is being
+loaded, unless it is the first one ever.
+
+A new version that is damaged or does not load changes nothing but the log. Where memory was short it is tried again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reft_edge.agent.serving.counts import CountsWriter
+from reft_edge.agent.serving.onnx_model import BATCH, OnnxModel
+from reft_edge.agent.serving.prediction import Prediction
+from reft_edge.agent.serving.slots import InstalledModel, Slots
+from reft_edge.agent.settings import AgentSettings
+from reft_edge.errors import BundleError, ConfigError, ModelError, ReftError, ResourceError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from reft_edge.types import FloatArray
+
+RETRY_S = 30.0
+"""A version that there was no memory for is tried again after this time."""
+
+SERVING = "serving"
+COUNTS = "counts"
+"""Folders: `<spool>/serving/counts`."""
+
+logger = logging.getLogger(__name__)
+
+
+class NothingServedError(ModelError):
+    """There is no model yet, or not any more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """A version in memory."""
+
+    version: str
+    model: str
+    deployment: str = ""
+    precision: str = ""
+    sha256: str = ""
+    """These three are unknown of a plain ONNX file."""
+    onnx: OnnxModel
+
+
+class Predictor:
+    """Predicts with what `source` serves: an agent.toml, an agent's spool, or an .onnx file.
+
+    A file is loaded once; with the others a model that is deployed later, or undone, is followed. `threads`: cores for
+    one call; calls from several threads run at the same time. Raises `ConfigError` when `source` is none of these, and
+    `ModelError` for an .onnx file that cannot be used.
+    """
+
+    def __init__(self, source: Path | str, *, threads: int = 1) -> None:
+        self._place = _find(Path(source))
+        self._threads = threads
+        self._served: ServedModel | None = None
+        self._stamp: object = _NEVER
+        self._retry_at = 0.0
+        self._loading = threading.Lock()
+        self._told = ""
+        self._counts = CountsWriter(self._place.counts) if self._place.counts is not None else None
+        if self._counts is not None:
+            weakref.finalize(self, self._counts.close)  # also when Python ends
+        if self._place.slots is None:
+            self._served = _load_file(self._place.path, threads)
+        else:
+            self._follow(self._place.slots)
+
+    def predict(self, inputs: object, *, batch_size: int = BATCH) -> Prediction:
+        """Predict `inputs` (n, *sample_shape): float32, or uint8 from pictures, which are scaled as in training.
+
+        Raises `DataError` for inputs that do not fit the model, `NothingServedError` (a `ModelError`) when there is no
+        model, and `ResourceError` when memory runs out.
+        """
+        served = self.served()
+        samples = served.onnx.checked(inputs)
+        begun = time.perf_counter()
+        try:
+            outputs = served.onnx.run(samples, batch_size=batch_size)
+        except ReftError:
+            if self._counts is not None:
+                self._counts.add_error(served.version)
+            raise
+        prediction = _prediction(served, outputs)
+        if self._counts is not None:
+            self._counts.add(prediction, duration_s=time.perf_counter() - begun)
+        return prediction
+
+    def served(self) -> ServedModel:
+        """What predicts now. Raises `NothingServedError`."""
+        self.refresh()
+        served = self._served
+        if served is None and self._place.slots is not None:
+            with self._loading:  # the first model: there is none to go on with
+                served = self._served
+            if served is None:
+                self._follow(self._place.slots)
+                served = self._served
+        if served is None:
+            raise NothingServedError(self._told or f"{self._place.path} serves no model yet; {_ADVICE}")
+        return served
+
+    def refresh(self) -> None:
+        """Begin to load what was switched to meanwhile, if anything; returns at once."""
+        slots = self._place.slots
+        if slots is None or not self._is_stale(slots) or self._loading.locked():
+            return
+        threading.Thread(target=self._follow, args=(slots,), name="reft-edge-load", daemon=True).start()
+
+    def close(self) -> None:
+        """Write the last counts, where they are asked for. The predictor may not be used any more."""
+        if self._counts is not None:
+            self._counts.close()
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _is_stale(self, slots: Slots) -> bool:
+        return slots.stamp() != self._stamp or 0 < self._retry_at <= time.monotonic()
+
+    def _follow(self, slots: Slots) -> None:
+        """Load what the slots serve, unless it is here already."""
+        with self._loading:
+            while self._is_stale(slots):
+                stamp = slots.stamp()
+                self._retry_at = 0.0
+                problem = self._take(slots)
+                if slots.stamp() != stamp:
+                    continue  # switched meanwhile: what was said may be about files that have gone
+                self._stamp = stamp
+                if isinstance(problem, (ResourceError, OSError)):
+                    self._retry_at = time.monotonic() + RETRY_S
+                self._tell(problem)
+
+    def _take(self, slots: Slots) -> Exception | None:
+        """Serve what the slots name; otherwise why not, and what is here goes on, or else what was served before."""
+        chosen = slots.current()
+        if chosen is None:
+            self._served = None
+            return None
+        if _is_same(chosen, self._served):
+            return None
+        problem = self._load(chosen)
+        before = slots.previous()
+        if self._served is None and before is not None:
+            self._load(before)
+        return problem
+
+    def _load(self, installed: InstalledModel) -> Exception | None:
+        """Serve it; otherwise why not, and all is as before."""
+        try:
+            self._served = _load_slot(installed, self._threads)
+        except (OSError, ReftError) as exc:
+            return exc
+        return None
+
+    def _tell(self, problem: Exception | None) -> None:
+        """Once, and again when it is another one."""
+        text = "" if problem is None else f"{self._place.path}: {problem}"
+        if text and text != self._told:
+            goes_on = "nothing is served" if self._served is None else f"{self._served.version} is served"
+            logger.warning("%s; %s", text, goes_on)
+        self._told = text
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Where models come from, and where counts go: one of `slots` and `path` to a file."""
+
+    path: Path
+    """As it was named."""
+    slots: Slots | None = None
+    counts: Path | None = None
+
+
+_NEVER = object()
+"""No stamp is equal to it."""
+
+_ADVICE = "deploy one (reft-edge deploy), or name an .onnx file"
+
+
+def _find(source: Path) -> _Place:
+    if source.is_dir():
+        if not any((source / name).exists() for name in (SERVING, "state.json", "blobs")):
+            raise ConfigError(f"{source} is no agent's spool; name an agent.toml, a spool or an .onnx file")
+        return _Place(path=source, slots=Slots(source / SERVING))
+    if source.suffix == ".toml":
+        settings = AgentSettings.read(source)
+        serving = source.resolve().parent / settings.spool / SERVING
+        return _Place(path=source, slots=Slots(serving), counts=serving / COUNTS if settings.serving.report else None)
+    if not source.is_file():
+        raise ConfigError(f"{source}: no such file; name an agent.toml, an agent's spool or an .onnx file")
+    return _Place(path=source)
+
+
+def _load_file(path: Path, threads: int) -> ServedModel:
+    onnx = OnnxModel(path, threads=threads)
+    return ServedModel(version=onnx.metadata.get("run") or path.stem, model=path.stem, onnx=onnx)
+
+
+def _load_slot(installed: InstalledModel, threads: int) -> ServedModel:
+    """Raises `BundleError` when the file is not what was installed, and what `OnnxModel` raises."""
+    slot = installed.slot
+    # By its descriptor, so that what is loaded is what was hashed, whatever is installed meanwhile.
+    with installed.path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != slot.sha256:
+            raise BundleError(
+                f"version {slot.version} is damaged on disk: {installed.path} is not what its SHA-256 says"
+            )
+        path = Path(f"/proc/self/fd/{file.fileno()}")
+        onnx = OnnxModel(path, threads=threads, classes=slot.classes, called=f"{slot.version} ({slot.model})")
+    return ServedModel(
+        version=slot.version,
+        model=slot.model,
+        deployment=slot.deployment,
+        precision=slot.precision,
+        sha256=slot.sha256,
+        onnx=onnx,
+    )
+
+
+def _is_same(installed: InstalledModel, served: ServedModel | None) -> bool:
+    slot = installed.slot
+    return served is not None and (served.deployment, served.sha256) == (slot.deployment, slot.sha256)
+
+
+def _prediction(served: ServedModel, outputs: FloatArray) -> Prediction:
+    onnx = served.onnx
+    return Prediction(
+        version=served.version,
+        model=served.model,
+        outputs=outputs,
+        probabilities=onnx.probabilities(outputs) if onnx.is_classifier else None,
+        classes=onnx.classes,
+    )
