@@ -16,17 +16,18 @@ import msgspec
 
 from reft_edge.coordinator import events, rounds
 from reft_edge.coordinator.contributions import Contribution, check_update, unwanted_reason
+from reft_edge.coordinator.fleet_records import FleetRecords
 from reft_edge.coordinator.network_events import Arrived, Disowned, FromDevice, NotArrived
 from reft_edge.coordinator.open_round import OpenRound
 from reft_edge.coordinator.prediction import believable
 from reft_edge.coordinator.records import (
-    DeviceRecord,
     TaskOwner,
     UpdateRecord,
     UpdateState,
 )
 from reft_edge.coordinator.rejected import RejectedNote
 from reft_edge.errors import BundleError
+from reft_edge.wire.deployment import Condition
 from reft_edge.wire.messages import (
     Accepted,
     Done,
@@ -68,6 +69,7 @@ class Collector:
         self._blobs = parts.blobs
         self._network = parts.network
         self._fleet = parts.fleet
+        self._records = FleetRecords(parts.store, parts.fleet, federation=parts.settings.federation)
         self._rejected = parts.rejected
         self._listener = parts.listener
         self._complaints = for_complaints()
@@ -76,16 +78,15 @@ class Collector:
         """`now` is Unix time."""
         match event:
             case FromDevice(device=device, message=Status() as status):
-                came_or_went = self._fleet.hear_status(device, status)
+                came_or_went = self._records.hear_status(device, status, now)
                 self._note_presence(device, now)
                 if came_or_went:
                     self._tell_device(device)
             case FromDevice(device=device, message=ProfileAnnouncement() as announcement, certificate=certificate):
-                if self._fleet.hear_profile(device, announcement, certificate):
-                    self._store.save_device(
-                        DeviceRecord(device=device, announcement=announcement, seen_at=now, certificate=certificate)
-                    )
+                if self._records.hear_profile(device, announcement, certificate, now):
                     self._tell_device(device)
+            case FromDevice(device=device, message=Condition() as condition):
+                self._records.hear_condition(device, condition, now)
             case FromDevice(device=device, message=Accepted() | Refused() | Failed() | Progress() | Done() as report):
                 self._hear_report(device, report, now)
             case Disowned(device=device):
@@ -109,8 +110,11 @@ class Collector:
 
     def resume(self, now: float) -> None:
         """Go on with a round that was collecting when the process before this one ended."""
+        self._advance(self._open(), rounds.Resumed(now=now))
+
+    def take_up(self, now: float) -> None:
+        """As collecting begins: go on with what was announced to the process, or in the attempt, before this one."""
         current = self._open()
-        self._advance(current, rounds.Resumed(now=now))
         for record in self._store.updates(current.key.run, state="offered"):
             if not current.has_task(record.device, record.task):
                 continue
@@ -170,6 +174,8 @@ class Collector:
 
     def _hear_report(self, device: str, report: Report, now: float) -> None:
         current = self.round
+        if current is not None and self._is_early(current) and current.has_task(device, report.task):
+            return  # it has the task from an attempt before, and is told it again as collecting begins
         if current is None or not current.has_task(device, report.task):
             if isinstance(report, Done):
                 self._hear_of_the_past(device, report, now)
@@ -206,10 +212,15 @@ class Collector:
                 assert_never(report)
 
     def _hear_of_the_past(self, device: str, report: Done, now: float) -> None:
-        """An update for a round that is over, or of a run that nobody knows: say that it may be forgotten."""
+        """An update for a round that is over, or of a run that nobody knows: say that it may be forgotten.
+
+        Between two attempts of its round it is not heard: the device says it again, and the next attempt may want it.
+        """
         sha256 = report.update.blob.sha256
-        self._network.acknowledge(device, sha256)
         past = self._past_task(device, report.task)
+        if past is not None and past.phase == rounds.Phase.FAILED.value and self.round is None:
+            return
+        self._network.acknowledge(device, sha256)
         if past is None:
             self._complain(device, f"announced an update for task {report.task}, which it never had", now)
         elif self._store.update(report.task, sha256) is None and not self._announced_too_many(device, report, now):
@@ -271,8 +282,8 @@ class Collector:
 
     def _arrived(self, device: str, sha256: str, now: float) -> None:
         current = self.round
-        if current is None or device not in current.assignments:
-            return
+        if current is None or self._is_early(current) or device not in current.assignments:
+            return  # when it comes between two attempts, `take_up` finds it
         record = self._store.update(current.assignments[device].task, sha256)
         if record is None or record.state != "offered":
             return
@@ -346,6 +357,9 @@ class Collector:
         self._tell_update(settled)
 
     # The round.
+
+    def _is_early(self, current: OpenRound) -> bool:
+        return current.state.phase in rounds.NOT_YET_COLLECTING
 
     def _note_presence(self, device: str, now: float) -> None:
         current = self.round

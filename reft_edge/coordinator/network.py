@@ -33,6 +33,7 @@ from reft_edge.wire import mqtt, topics
 from reft_edge.wire.blobs import BlobStore
 from reft_edge.wire.blocks import is_block
 from reft_edge.wire.broadcast import Broadcaster
+from reft_edge.wire.deployment import Condition, DeploymentMessage, decode_condition
 from reft_edge.wire.endpoint import BrokerSettings
 from reft_edge.wire.messages import (
     Close,
@@ -54,10 +55,15 @@ if TYPE_CHECKING:
 MAX_DEVICES = 100_000
 """Device ids come from topics; beyond this many somebody invents them."""
 
+MAX_EARLY = 1000
+"""Conditions that wait for their device's profile, which proves whose they are. Brokers bring the profile first, by the
+order of our subscriptions, so there are few."""
+
 MAX_TALK_AT_ONCE = 100
 MAX_TALK_PER_S = 10.0
-"""Status, profile and reports of one device, each of which may be a transaction and a line of the events' log. An agent
-says three things when it connects and its progress every two seconds; one that floods us must not crowd out others."""
+"""Status, profile, condition and reports of one device, each of which may be a transaction and a line of the events'
+log. An agent says four things when it connects and its progress every two seconds; one that floods us must not crowd
+out others."""
 
 MAX_ASKED_AT_ONCE = 1000
 MAX_ASKED_PER_S = 500.0
@@ -105,6 +111,12 @@ class Network:
         """Devices whose courier fetches something: only these need the clock."""
         self._online: set[str] = set()
         self._served: dict[str, frozenset[str]] = {}
+        self._standing: dict[str, frozenset[str]] = {}
+        """As `_served`, for what is deployed."""
+        self._seeded: tuple[dict[str, BlobRef], dict[str, BlobRef]] = ({}, {})
+        """What shall lie at the broker: for the open round, and of what is deployed."""
+        self._early: dict[str, mqtt.Received] = {}
+        """By device: its last condition, where its certificate is not known yet."""
         self._patience = Patience(burst=MAX_TALK_AT_ONCE, per_s=MAX_TALK_PER_S)
         self._asked = Patience(burst=MAX_ASKED_AT_ONCE, per_s=MAX_ASKED_PER_S)
         self._complaints = for_complaints()
@@ -162,10 +174,20 @@ class Network:
         """The device has nothing to do."""
         self._link.publish(self._topic(device, "task"), b"", qos=1, retain=True)
 
+    def send_deployment(self, device: str, message: DeploymentMessage) -> None:
+        """Retain a deployment, or the end of one, for a device. It replaces what it was told before."""
+        topic = self._topic(device, "deployment")
+        self._link.publish(topic, seal(topic, encode(message), self._own_key), qos=1, retain=True)
+
     def serve(self, device: str, blobs: Iterable[str]) -> None:
-        """The blobs (SHA-256) that a device may ask for from now on; nothing else is given to it."""
+        """The blobs (SHA-256) that a device may ask for from now on; but for models, nothing else is given to it."""
         served = frozenset(blobs)
         self._order(lambda _: self._served.update({device: served}))
+
+    def serve_models(self, device: str, blobs: Iterable[str]) -> None:
+        """The same of models that are deployed, whatever a round does."""
+        served = frozenset(blobs)
+        self._order(lambda _: self._standing.update({device: served}))
 
     def pull(self, device: str, blob: BlobRef) -> None:
         """Fetch a blob from a device when its turn comes; `Arrived` or `NotArrived` follows. Asking twice is fine."""
@@ -180,9 +202,15 @@ class Network:
         self._order(lambda _: self._courier(device).acknowledge(sha256))
 
     def broadcast(self, blobs: Iterable[BlobRef]) -> None:
-        """Exactly these blobs shall lie at the broker; what was seeded before and is not among them is cleared."""
+        """Of a round, exactly these blobs shall lie at the broker; what was seeded before and is not among them is
+        cleared."""
         wanted = {blob.sha256: blob for blob in blobs}
-        self._order(lambda _: self._set_broadcast(wanted))
+        self._order(lambda _: self._set_broadcast(wanted, self._seeded[1]))
+
+    def broadcast_models(self, blobs: Iterable[BlobRef]) -> None:
+        """The same of models that are deployed, whatever a round does."""
+        wanted = {blob.sha256: blob for blob in blobs}
+        self._order(lambda _: self._set_broadcast(self._seeded[0], wanted))
 
     def clear_broadcast(self, sha256: str, n_blocks: int) -> None:
         """Clear what an earlier process seeded."""
@@ -283,6 +311,8 @@ class Network:
                 self.inbox.put_latest((device, Status), FromDevice(device=device, message=status))
             case "profile":
                 self._hear_profile(device, event)
+            case "condition":
+                self._hear_condition(device, event)
             case "report":
                 self._hear_report(device, event)
             case _:
@@ -309,20 +339,35 @@ class Network:
         announcement = decode_profile(sealed.message)
         heard = FromDevice(device=device, message=announcement, certificate=certificate)
         self.inbox.put_latest((device, ProfileAnnouncement), heard)
+        if (early := self._early.pop(device, None)) is not None:
+            self._hear_condition(device, early)
+
+    def _hear_condition(self, device: str, event: mqtt.Received) -> None:
+        """Raises `RemoteProtocolError` for one that is not the device's own."""
+        if self._keys is not None and not self._keys.knows(device):  # it is retained, so it is not said again
+            if device in self._early or len(self._early) < MAX_EARLY:
+                self._early[device] = event
+            return
+        condition = decode_condition(self._checked(device, event))
+        self.inbox.put_latest((device, Condition), FromDevice(device=device, message=condition))
 
     def _hear_report(self, device: str, event: mqtt.Received) -> None:
         """Raises `RemoteProtocolError` for one that is not the device's own."""
+        if self._keys is not None and not self._keys.knows(device):  # it says what matters again
+            _log.debug("%s: dropped: its certificate is not known yet", event.topic)
+            return
+        self.inbox.put_report(FromDevice(device=device, message=decode_report(self._checked(device, event))))
+
+    def _checked(self, device: str, event: mqtt.Received) -> bytes:
+        """What a device whose certificate is known has said. Raises `RemoteProtocolError` when another said it."""
         sealed = unseal(event.topic, event.payload)
         if self._keys is not None:
-            if not self._keys.knows(device):  # it says what matters again
-                _log.debug("%s: dropped: its certificate is not known yet", event.topic)
-                return
             try:
                 self._keys.check_report(device, event.topic, sealed)
             except RemoteProtocolError:
                 self._disown_if_ended(self._keys, device)
                 raise
-        self.inbox.put_report(FromDevice(device=device, message=decode_report(sealed.message)))
+        return sealed.message
 
     def _disown_if_ended(self, keys: DeviceKeys, device: str) -> None:
         """A device that nobody will believe must not be waited for; its status is no word of its own."""
@@ -356,10 +401,13 @@ class Network:
             self._couriers[device] = Courier(
                 self._blobs,
                 lambda payload: void(self._link.publish(topic, payload, qos=0)),
-                may_serve=lambda sha256: sha256 in self._served.get(device, frozenset()),
+                may_serve=lambda sha256: self._may_serve(device, sha256),
                 limiter=self._limiter,
             )
         return self._couriers[device]
+
+    def _may_serve(self, device: str, sha256: str) -> bool:
+        return any(sha256 in granted.get(device, frozenset()) for granted in (self._served, self._standing))
 
     def _fetch(self, device: str, blob: BlobRef, now: float) -> None:
         self._pulling.add(device)
@@ -370,7 +418,9 @@ class Network:
         courier.cancel(sha256)
         courier.acknowledge(sha256)
 
-    def _set_broadcast(self, wanted: dict[str, BlobRef]) -> None:
+    def _set_broadcast(self, of_round: dict[str, BlobRef], models: dict[str, BlobRef]) -> None:
+        self._seeded = (of_round, models)
+        wanted = of_round | models
         for sha256 in self._broadcaster.held - wanted.keys():
             self._broadcaster.clear(sha256)
         for blob in wanted.values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from reft_edge.wire.deployment import Condition
 from reft_edge.wire.messages import ProfileAnnouncement, Report, Status
 
 
@@ -13,7 +14,7 @@ class FromDevice:
     """A decoded message. What is signed has been checked, but for a status, which anybody may have said."""
 
     device: str
-    message: Status | ProfileAnnouncement | Report
+    message: Status | ProfileAnnouncement | Condition | Report
     certificate: str = ""
     """PEM, beside a signed profile."""
 

@@ -69,7 +69,7 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RoundKey(msgspec.Struct, frozen=True, kw_only=True):
-    """A round of a run; `attempt` counts how often it was planned anew because nobody could take part."""
+    """A round of a run; `attempt` counts its plans: a round without quorum is planned anew."""
 
     run: str
     number: int
@@ -77,7 +77,10 @@ class RoundKey(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int = 1
 
     def task(self, device: str) -> str:
-        """The task id of a device in this round: unique, valid in a topic, at most 64 characters."""
+        """The id of a task that is new in this attempt: unique, valid in a topic, at most 64 characters.
+
+        Whoever goes on with the work of an attempt before keeps that task (`coordinator.attempts`).
+        """
         digest = hashlib.sha256(f"{self.run}/{self.number}/{self.attempt}/{device}".encode()).hexdigest()
         return f"r{self.number}-{digest[:24]}"
 
@@ -179,8 +182,10 @@ class TaskOwner(msgspec.Struct, frozen=True, kw_only=True):
 
     device: str
     round: int
+    phase: str
+    """Of the last attempt that it was for."""
     started_at: float
-    """When the round was planned."""
+    """When the round was planned first."""
 
 
 class UpdateRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -258,8 +263,6 @@ class PresenceRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     device: str
     online: bool
-    state: str
-    """As in its status: idle, fetching, training, uploading or offline."""
     at: float
     """Since when."""
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Connection, Table, and_, exists, func, literal, select, update
+from sqlalchemy import Connection, Table, and_, case, exists, func, literal, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from reft_edge.bundle.manifest import BlobRef
@@ -121,12 +121,12 @@ class Store(Database):
     # --- rounds ---
 
     def plan_round(self, record: RoundRecord, assignments: Sequence[AssignmentRecord]) -> None:
-        """A new round with everything that was decided about it."""
+        """A new round with everything that was decided about it. Tasks that it takes over change to it."""
         key = row_of(record.key)
         with self._transaction() as connection:
             connection.execute(insert(tables.rounds).values(**_round_columns(record)))
             for assignment in assignments:
-                connection.execute(insert(tables.assignments).values(**key, **row_of(assignment)))
+                upsert(connection, tables.assignments, {**key, **row_of(assignment)})
 
     def save_assignments(self, assignments: Sequence[AssignmentRecord]) -> None:
         """Rewrite assignments of a round that exists."""
@@ -167,8 +167,7 @@ class Store(Database):
             for device in devices:
                 part = state.devices[device]
                 values = {"standing": part.standing.value, "update": part.update, "reason": part.reason}
-                table = tables.assignments
-                connection.execute(update(table).where(table.c.task == key.task(device)).values(**values))
+                connection.execute(update(tables.assignments).where(*_is_part(key, device)).values(**values))
             for record in updates:
                 upsert(connection, tables.updates, _update_columns(record))
             if merged is not None:
@@ -227,11 +226,14 @@ class Store(Database):
     def task_owner(self, task: str) -> TaskOwner | None:
         """Whose task it is, of any run; None for a task that nobody knows."""
         table, rounds = tables.assignments, tables.rounds
-        same = [table.c[name] == rounds.c[name] for name in RoundKey.__struct_fields__]
-        query = select(table.c.device, table.c.number, rounds.c.started_at).join(rounds, and_(*same))
+        attempts = and_(table.c.run == rounds.c.run, table.c.number == rounds.c.number)
+        phase = func.max(case((table.c.attempt == rounds.c.attempt, rounds.c.phase)))
+        query = select(table.c.device, table.c.number, phase, func.min(rounds.c.started_at)).join(rounds, attempts)
         with self._transaction() as connection:
-            row = connection.execute(query.where(table.c.task == task)).one_or_none()
-            return None if row is None else TaskOwner(device=str(row[0]), round=int(row[1]), started_at=float(row[2]))
+            row = connection.execute(query.where(table.c.task == task).group_by(table.c.task)).one_or_none()
+            if row is None:
+                return None
+            return TaskOwner(device=str(row[0]), round=int(row[1]), phase=str(row[2]), started_at=float(row[3]))
 
     def save_failure(self, task: str, failure: str) -> None:
         """The kind of failure that a device named, perhaps after its round was over."""
@@ -354,6 +356,15 @@ class Store(Database):
         """Who was there when a coordinator, a deployment or a monitor was last at work, by name."""
         return self._read(select(tables.presence).order_by(tables.presence.c.device), PresenceRecord)
 
+    def deployed_device(self, deployment: str, device: str) -> DeployedDevice | None:
+        table = tables.deployed_devices
+        query = select(table).where(table.c.deployment == deployment, table.c.device == device)
+        return next(iter(self._read(query, DeployedDevice)), None)
+
+    def save_deployed_device(self, record: DeployedDevice) -> None:
+        with self._transaction() as connection:
+            upsert(connection, tables.deployed_devices, row_of(record))
+
     def begin_deployment(self, record: DeploymentRecord, devices: Sequence[DeployedDevice]) -> None:
         """A new deployment with everything that was decided about it. Those before it that are open are ended."""
         with self._transaction() as connection:
@@ -433,8 +444,14 @@ def _is(table: Table, key: RoundKey) -> list[Any]:
     return [table.c.run == key.run, table.c.number == key.number, table.c.attempt == key.attempt]
 
 
+def _is_part(key: RoundKey, device: str) -> list[Any]:
+    """A device's row among the assignments of a round."""
+    return [*_is(tables.assignments, key), tables.assignments.c.device == device]
+
+
 def _mark_merged(connection: Connection, key: RoundKey, state: Round, memories: Mapping[str, BlobRef]) -> None:
     table = tables.updates
     for device, sha256 in state.counted.items():
-        chosen = (table.c.task == key.task(device), table.c.sha256 == sha256)
+        task = select(tables.assignments.c.task).where(*_is_part(key, device)).scalar_subquery()
+        chosen = (table.c.task == task, table.c.sha256 == sha256)
         connection.execute(update(table).where(*chosen).values(state="merged", memory=memories.get(device)))

@@ -191,7 +191,6 @@ presence = Table(
     schema,
     Column("device", String, primary_key=True),
     Column("online", Boolean, nullable=False),
-    Column("state", String, nullable=False),
     Column("at", Float, nullable=False),
 )
 

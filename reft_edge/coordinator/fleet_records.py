@@ -1,0 +1,56 @@
+"""What devices say of themselves, kept: who is there, what each can do, how it is. Of whatever process listens.
+
+The coordinator, a deployment, a roll-back and a monitor all hear it, and what one of them has heard the next one knows.
+Tasks and updates are not heard here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reft_edge.coordinator.deploying.rollout import after_condition, after_rollback
+from reft_edge.coordinator.records import ConditionRecord, DeviceRecord, PresenceRecord
+
+if TYPE_CHECKING:
+    from reft_edge.coordinator.fleet import Fleet
+    from reft_edge.coordinator.store import Store
+    from reft_edge.wire.deployment import Condition
+    from reft_edge.wire.messages import ProfileAnnouncement, Status
+
+
+class FleetRecords:
+    """Feeds the fleet and the store. Times are Unix seconds."""
+
+    def __init__(self, store: Store, fleet: Fleet, *, federation: str) -> None:
+        self._store = store
+        self._fleet = fleet
+        self._federation = federation
+        self._online = {record.device: record.online for record in store.presence()}
+
+    def hear_status(self, device: str, status: Status, now: float) -> bool:
+        """Returns whether the device came or went."""
+        if self._online.get(device) != status.online:
+            self._online[device] = status.online
+            self._store.save_presence(PresenceRecord(device=device, online=status.online, at=now))
+        return self._fleet.hear_status(device, status)
+
+    def hear_profile(self, device: str, announcement: ProfileAnnouncement, certificate: str, now: float) -> bool:
+        """Returns whether it says something new."""
+        if not self._fleet.hear_profile(device, announcement, certificate):
+            return False
+        self._store.save_device(
+            DeviceRecord(device=device, announcement=announcement, seen_at=now, certificate=certificate)
+        )
+        return True
+
+    def hear_condition(self, device: str, condition: Condition, now: float) -> None:
+        """Also what became of the latest deployment, of which the device may hear when nobody rolls it out any more."""
+        self._store.save_condition(ConditionRecord(device=device, condition=condition, seen_at=now))
+        latest = self._store.latest_deployment(self._federation)
+        part = None if latest is None else self._store.deployed_device(latest.deployment, device)
+        if latest is None or part is None:
+            return
+        undone = latest.state in ("rolling_back", "rolled_back")
+        after = (after_rollback if undone else after_condition)(part, condition, now)
+        if after != part:
+            self._store.save_deployed_device(after)
