@@ -52,6 +52,7 @@ COMMANDS = {
     "provision": Command("reft_edge.cli.provision", "give out certificates, renew and revoke them", "agent"),
     "quarantine": Command("reft_edge.cli.quarantine", "devices that get no tasks: list, lift or add", "coordinator"),
     "broker": Command("reft_edge.cli.broker", "run a broker on this machine, for trying out", "demo"),
+    "completion": Command("reft_edge.cli.completion", "complete commands and options in your shell", "agent"),
 }
 """Summaries stand here so that `--help` imports nothing."""
 
@@ -79,11 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in COMMANDS:
         return _run_command(arguments[0], arguments[1:])
-    _top_parser().parse_args(arguments or ["--help"])  # prints help, version or the error, and exits
+    top_parser().parse_args(arguments or ["--help"])  # prints help, version or the error, and exits
     return ConfigError.exit_code
 
 
-def _top_parser() -> argparse.ArgumentParser:
+def top_parser() -> argparse.ArgumentParser:
+    """Knows the commands by name only; what each takes is in its module."""
     parser = _Parser(
         prog="reft-edge",
         description="Train one model across small devices without moving their data.",
@@ -93,7 +95,7 @@ def _top_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"reft-edge {reft_edge.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
-        commands.add_parser(name, help=command.summary, add_help=False)
+        commands.add_parser(name, help=command.summary)
     return parser
 
 
@@ -133,13 +135,19 @@ class _Parser(argparse.ArgumentParser):
 
 
 def command_parser(name: str, module: ModuleType) -> argparse.ArgumentParser:
-    """Of one subcommand, with what all have in common."""
+    """Of one subcommand."""
     parser = _Parser(
         prog=f"reft-edge {name}",
         description=(module.__doc__ or "").strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    configure_command(parser, module)
+    return parser
+
+
+def configure_command(parser: argparse.ArgumentParser, module: ModuleType) -> None:
+    """Add what all commands take, then what this one takes."""
     loudness = parser.add_mutually_exclusive_group()
     loudness.add_argument("-v", "--verbose", action="store_true", help="log details to standard error")
     loudness.add_argument("-q", "--quiet", action="store_true", help="log warnings and errors only")
@@ -150,7 +158,6 @@ def command_parser(name: str, module: ModuleType) -> argparse.ArgumentParser:
         help="log lines as text, or as JSON objects for programs (default: %(default)s)",
     )
     module.configure(parser)
-    return parser
 
 
 def _fail(name: str, message: str, code: int) -> int:
