@@ -13,7 +13,7 @@ from reft_edge.coordinator.network_events import LinkDown, LinkUp
 from reft_edge.wire.blobs import BlobStore
 from reft_edge.wire.mqtt import MqttLink, Received
 from reft_edge.wire.topics import echo_topic
-from tests.coordinator.test_server import ONE_KIND, address
+from tests.coordinator.points import ONE_KIND, address
 
 
 def test_silence_after_a_word_is_noticed_and_any_word_ends_it():

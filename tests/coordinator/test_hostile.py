@@ -8,7 +8,6 @@ import re
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from reft_edge.cli.main import main
@@ -21,44 +20,12 @@ from reft_edge.coordinator.rounds import Phase
 from reft_edge.coordinator.server import BLOBS, Coordinator
 from reft_edge.coordinator.settings import load_federation
 from reft_edge.coordinator.store import Store
-from reft_edge.data.dataset import Dataset
 from reft_edge.errors import FederationError
-from reft_edge.simulation.brokers import find_mosquitto
-from reft_edge.wire.endpoint import BrokerSettings
 from tests.coordinator.device import N_FLOODS, Device
-from tests.coordinator.test_server import blobs_of_points, of_kind
+from tests.coordinator.points import ONE_KIND, address, points, write_federation
+from tests.coordinator.test_server import of_kind
 
-SETTINGS = """
-federation = "{federation}"
-rounds = {rounds}
-deadline_s = 60
-quorum = 0.2
-min_devices = {n_devices}
-enrol_wait_s = {enrol_wait_s}
-settle_s = 0
-{extra}
-[broker]
-host = "{host}"
-port = {port}
-mqtt_version = "{mqtt_version}"
-[model]
-name = "mlp"
-input_shape = [6]
-n_outputs = 3
-[training]
-local_epochs = 2
-batch_size = 16
-learning_rate = 0.1
-[planning]
-ratios = [0.0]
-[data]
-public = {{ path = "public.npz", labelled = false }}
-test = {{ path = "test.npz" }}
-[distillation]
-epochs = 1
-"""
-
-pytestmark = pytest.mark.parametrize("own_broker", ["mosquitto" if find_mosquitto() else "embedded"], indirect=True)
+pytestmark = ONE_KIND
 
 
 class Federation:
@@ -68,36 +35,22 @@ class Federation:
         self.directory = directory
         self.path = directory / "federation.toml"
         self.output = directory / "federation"
-        version = "3.1.1" if broker.kind == "embedded" else "auto"
-        self.broker = BrokerSettings(host=broker.host, port=broker.port, mqtt_version=version)
+        self.broker = broker
         self.name = name
         self._stack = stack
-        for file, seed in (("public", 1), ("test", 2)):
-            inputs, targets = blobs_of_points(120, seed)
-            np.savez(directory / f"{file}.npz", inputs=inputs, targets=targets)
 
-    def write(self, n_devices, *, rounds, extra="", enrol_wait_s=30):
-        text = SETTINGS.format(
-            federation=self.name,
-            rounds=rounds,
-            n_devices=n_devices,
-            extra=extra,
-            enrol_wait_s=enrol_wait_s,
-            host=self.broker.host,
-            port=self.broker.port,
-            mqtt_version=self.broker.mqtt_version,
-        )
-        self.path.write_text(text)
+    def write(self, n_devices, **settings):
+        few = {"deadline_s": 60, "quorum": 0.2, "ratios": (0.0,), "epochs": 1}
+        write_federation(self.directory, self.broker, self.name, n_devices, **few, **settings)
 
     def start(self, *devices, victim=""):
         """Each is `behaviour` or `behaviour-2` and so on, which is the device's name, too."""
         started = []
         for index, name in enumerate(devices):
-            inputs, targets = blobs_of_points(60, 10 + index)
             device = Device(
                 name,
-                Dataset(inputs=inputs, targets=targets),
-                broker=self.broker,
+                points(60, 10 + index),
+                broker=address(self.broker),
                 federation=self.name,
                 directory=self.directory / "devices",
                 behaviour=name.split("-")[0],

@@ -18,94 +18,24 @@ from reft_edge.coordinator.settings import load_federation
 from reft_edge.coordinator.store import Store
 from reft_edge.data.dataset import Dataset
 from reft_edge.errors import ConfigError, FederationError
-from reft_edge.simulation.brokers import find_mosquitto
 from reft_edge.wire.codec_names import TopK
 from reft_edge.wire.compensation_names import EControlOptions, EF21Options
-from reft_edge.wire.endpoint import BrokerSettings
 from tests.coordinator.device import Device
-
-CENTRES = np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32) * 2
-
-
-def blobs_of_points(n, seed):
-    """Three clusters in six dimensions, by class."""
-    rng = np.random.default_rng(seed)
-    targets = rng.integers(0, 3, n)
-    return (CENTRES[targets] + rng.normal(size=(n, 6))).astype(np.float32), targets.astype(np.int64)
-
-
-SETTINGS = """
-federation = "{federation}"
-rounds = {rounds}
-deadline_s = {deadline_s}
-grace_s = 5
-quorum = {quorum}
-min_devices = {n_devices}
-enrol_wait_s = {enrol_wait_s}
-settle_s = 0
-{extra}
-[broker]
-host = "{host}"
-port = {port}
-mqtt_version = "{mqtt_version}"
-[model]
-name = "mlp"
-input_shape = [6]
-n_outputs = 3
-[training]
-local_epochs = 2
-batch_size = 16
-learning_rate = 0.1
-[planning]
-ratios = [0.0, 0.5]
-{planning}
-[data]
-public = {{ path = "public.npz", labelled = false }}
-test = {{ path = "test.npz" }}
-[distillation]
-epochs = 2
-"""
+from tests.coordinator.points import ONE_KIND, address, points, write_federation
 
 
 @pytest.fixture
 def broker(own_broker):
-    """One that a test may kill. One kind is enough for most tests; `tests/test_federation.py` runs on both."""
+    """One that a test may kill."""
     return own_broker
-
-
-ONE_KIND = pytest.mark.parametrize("own_broker", ["mosquitto" if find_mosquitto() else "embedded"], indirect=True)
-
-
-def address(broker):
-    """Without trying MQTT 5 on the embedded broker, which takes two seconds to refuse it."""
-    version = "3.1.1" if broker.kind == "embedded" else "auto"
-    return BrokerSettings(host=broker.host, port=broker.port, mqtt_version=version)
 
 
 @pytest.fixture
 def write(tmp_path, broker, federation):
     """Write federation.toml and its data; returns the coordinator's preparation."""
 
-    def write(n_devices, *, rounds=2, deadline_s=30, enrol_wait_s=30, quorum=0.3, extra="", planning=""):
-        for name, seed in (("public", 1), ("test", 2)):
-            inputs, targets = blobs_of_points(120, seed)
-            np.savez(tmp_path / f"{name}.npz", inputs=inputs, targets=targets)
-        path = tmp_path / "federation.toml"
-        path.write_text(
-            SETTINGS.format(
-                federation=federation,
-                rounds=rounds,
-                deadline_s=deadline_s,
-                enrol_wait_s=enrol_wait_s,
-                quorum=quorum,
-                n_devices=n_devices,
-                extra=extra,
-                planning=planning,
-                host=broker.host,
-                port=broker.port,
-                mqtt_version=address(broker).mqtt_version,
-            )
-        )
+    def write(n_devices, **settings):
+        path = write_federation(tmp_path, broker, federation, n_devices, **settings)
         return prepare(load_federation(path), tmp_path)
 
     return write
@@ -119,10 +49,9 @@ def fleet(tmp_path, broker, federation):
         def start(*behaviours, names="abcdef"):
             devices = []
             for index, behaviour in enumerate(behaviours):
-                inputs, targets = blobs_of_points(60, 10 + index)
                 device = Device(
                     f"device-{names[index]}-{federation}",
-                    Dataset(inputs=inputs, targets=targets),
+                    points(60, 10 + index),
                     broker=address(broker),
                     federation=federation,
                     directory=tmp_path / "devices",

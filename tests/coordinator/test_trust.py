@@ -9,7 +9,6 @@ import time
 from datetime import timedelta
 
 import msgspec
-import numpy as np
 import pytest
 
 from reft_edge.bundle.manifest import BlobRef
@@ -21,7 +20,6 @@ from reft_edge.coordinator.records import DeviceRecord, RoundKey
 from reft_edge.coordinator.server import Coordinator
 from reft_edge.coordinator.settings import CoordinatorTrust, load_federation
 from reft_edge.coordinator.trust import RECHECK_S, DeviceKeys, Trust
-from reft_edge.data.dataset import Dataset
 from reft_edge.errors import ConfigError, FederationError, RemoteProtocolError
 from reft_edge.wire.blobs import BlobStore
 from reft_edge.wire.codec_names import Int8
@@ -39,7 +37,7 @@ from reft_edge.wire.signing import Sealed, seal, unseal
 from reft_edge.wire.topics import device_topic
 from tests.certificates import Authority
 from tests.coordinator.device import Device, profile
-from tests.coordinator.test_server import ONE_KIND, SETTINGS, address, blobs_of_points
+from tests.coordinator.points import ONE_KIND, address, points, write_federation
 from tests.trusted import TrustedSite, signing_key
 
 TOPIC = "reft/v1/f/device/d/report"
@@ -219,26 +217,9 @@ def test_a_file_of_no_use_is_named(site, tmp_path, name, content):
 def write(tmp_path, own_broker, federation):
     """Write federation.toml and its data; returns the coordinator's preparation."""
 
-    def write(n_devices, *, rounds, trust="", enrol_wait_s=30):
-        for name, seed in (("public", 1), ("test", 2)):
-            inputs, targets = blobs_of_points(120, seed)
-            np.savez(tmp_path / f"{name}.npz", inputs=inputs, targets=targets)
-        broker = address(own_broker)
-        text = SETTINGS.format(
-            federation=federation,
-            rounds=rounds,
-            deadline_s=30,
-            enrol_wait_s=enrol_wait_s,
-            quorum=0.3,
-            n_devices=n_devices,
-            extra=trust,
-            planning="",
-            host=broker.host,
-            port=broker.port,
-            mqtt_version=broker.mqtt_version,
-        )
-        (tmp_path / "federation.toml").write_text(text)
-        return prepare(load_federation(tmp_path / "federation.toml"), tmp_path)
+    def write(n_devices, *, trust="", **settings):
+        path = write_federation(tmp_path, own_broker, federation, n_devices, extra=trust, **settings)
+        return prepare(load_federation(path), tmp_path)
 
     return write
 
@@ -248,10 +229,9 @@ def device(tmp_path, own_broker, federation):
     """Make a device; `identity` is whose certificate and key it uses."""
 
     def make(name, identity=None, seed=10):
-        inputs, targets = blobs_of_points(60, seed)
         return Device(
             name,
-            Dataset(inputs=inputs, targets=targets),
+            points(60, seed),
             broker=address(own_broker),
             federation=federation,
             directory=tmp_path / "devices",
