@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reft_edge.bundle.manifest import CrossEntropy
+from reft_edge.coordinator.attempts import take_over
 from reft_edge.coordinator.events import Excluded, PlannedDevice
 from reft_edge.coordinator.fleet import Device, unfit_reason
 from reft_edge.coordinator.holdings import Held, what_is_held
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from reft_edge.coordinator.settings import FederationSettings
 
 OUT_OF_MEMORY = "out_of_memory"
+
+TAKEN_OVER = "goes on with its task of the attempt before"
 
 BELIEVED: tuple[UpdateState, ...] = ("received", "merged", "late")
 """Updates whose measurements correct predictions: what came with rejected ones or with second answers does not."""
@@ -52,8 +55,11 @@ class Planner:
         self._workload = workload_of(parts.settings)
         self._ladder = Ladder(parts.catalogue.ladder(parts.settings.planning.ratios), self._price)
 
-    def plan(self, key: RoundKey, devices: Sequence[Device]) -> Plan:
-        """One assignment for each device that can train something. Compiles the variants that it looks at."""
+    def plan(self, key: RoundKey, devices: Sequence[Device], left: Sequence[AssignmentRecord] = ()) -> Plan:
+        """One assignment for each device that can train something. Compiles the variants that it looks at.
+
+        `left`: of an attempt before. Who goes on with that, or is done with it, keeps its task.
+        """
         excluded: list[Excluded] = []
         candidates: list[PlanDevice] = []
         corrections = self._corrections()
@@ -86,10 +92,14 @@ class Planner:
             max_variants=self._settings.planning.max_variants,
         )
         excluded += [Excluded(device=item.device, reason=item.reason) for item in planned if item.option is None]
+        new = [self._assignment(key, item) for item in planned if item.option is not None]
+        assignments = take_over(new, left, lambda device: self._training_plan(key, device))
+        reasons = {key.task(item.device): item.reason for item in planned}
+        taking_part = {record.device for record in assignments}
         return Plan(
-            assignments=[self._assignment(key, item) for item in planned if item.option is not None],
-            devices=[self._describe(item) for item in planned if item.option is not None],
-            excluded=excluded,
+            assignments=assignments,
+            devices=[self._describe(record, reasons.get(record.task, TAKEN_OVER)) for record in assignments],
+            excluded=[item for item in excluded if item.device not in taking_part],
         )
 
     def _price(self, ratio: float) -> Option:
@@ -135,42 +145,43 @@ class Planner:
     def _assignment(self, key: RoundKey, item: Assignment) -> AssignmentRecord:
         if item.option is None or item.prediction is None:
             raise ValueError(f"device {item.device!r} takes no part")
-        training = self._settings.training
-        task = key.task(item.device)
         return AssignmentRecord(
-            task=task,
+            task=key.task(item.device),
             device=item.device,
             variant=self._parts.catalogue.variant(item.option.ratio).name,
             ratio=item.option.ratio,
             prediction=item.prediction,
-            plan=TrainingPlan(
-                local_epochs=training.local_epochs,
-                batch_size=training.batch_size,
-                learning_rate=training.learning_rate,
-                learning_rate_schedule=training.schedule,
-                seed=device_seed(self._settings.seed, key.number, item.device),
-                update_codec=codec_in_round(training.update_encoding, training.compensation_method, key.number),
-                compensation=training.compensation_method,
-            ),
+            plan=self._training_plan(key, item.device),
         )
 
-    def _describe(self, item: Assignment) -> PlannedDevice:
-        if item.option is None or item.prediction is None:
-            raise ValueError(f"device {item.device!r} takes no part")
-        variant = self._parts.catalogue.variant(item.option.ratio)
-        announcement = self._parts.fleet[item.device].announcement
+    def _training_plan(self, key: RoundKey, device: str) -> TrainingPlan:
+        """What a device is asked to do with its variant: the same in every attempt of a round."""
+        training = self._settings.training
+        return TrainingPlan(
+            local_epochs=training.local_epochs,
+            batch_size=training.batch_size,
+            learning_rate=training.learning_rate,
+            learning_rate_schedule=training.schedule,
+            seed=device_seed(self._settings.seed, key.number, device),
+            update_codec=codec_in_round(training.update_encoding, training.compensation_method, key.number),
+            compensation=training.compensation_method,
+        )
+
+    def _describe(self, record: AssignmentRecord, reason: str) -> PlannedDevice:
+        variant = self._parts.catalogue.named(record.variant)
+        announcement = self._parts.fleet[record.device].announcement
         n_samples = 0 if announcement is None else announcement.training_samples * self._workload.local_epochs
         return PlannedDevice(
-            device=item.device,
+            device=record.device,
             variant=variant.name,
             ratio=variant.ratio,
             parameters=variant.manifest.cost.parameters,
             forward_macs=variant.manifest.cost.forward_macs,
             share=variant.channels.share,
-            prediction=item.prediction,
-            predicted_round_s=item.prediction.round_s,
+            prediction=record.prediction,
+            predicted_round_s=record.prediction.round_s,
             training_flops=float(n_samples * variant.manifest.cost.step_flops_per_sample),
-            reason=item.reason,
+            reason=reason,
         )
 
 

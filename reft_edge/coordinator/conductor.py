@@ -106,7 +106,7 @@ class Conductor:
     # Phases.
 
     def _publish(self, current: OpenRound) -> None:
-        """Put this round's weights into the blob store."""
+        """Put this round's weights into the blob store. Tasks of an attempt before keep those that they name."""
         published = publish_weights(
             list(current.assignments.values()),
             current.variants,
@@ -116,8 +116,9 @@ class Conductor:
             chain=self._chain(),
         )
         published = recall(published, within_limit(self._store.memories(self._run)), self._blobs)
+        published = [item for item in published if current.assignments[item.device].weights is None]
         self._store.save_assignments(published)
-        current.assignments = {assignment.device: assignment for assignment in published}
+        current.assignments |= {assignment.device: assignment for assignment in published}
         self._advance(current, rounds.Published())
 
     def _chain(self) -> Chain | None:
@@ -143,6 +144,7 @@ class Conductor:
 
     def _collect(self, current: OpenRound) -> None:
         """Send the tasks, then listen until the state machine says that collecting has ended."""
+        self._collector.take_up(self._clock())
         self._send_tasks(current)
         self._collector.note_absent(self._clock())
         deadline = current.state.deadline
@@ -247,12 +249,15 @@ class Conductor:
         self._network.broadcast(broadcast_blobs(list(current.assignments.values()), current.variants))
 
     def _send_tasks(self, current: OpenRound) -> None:
+        """To everybody whose update is not here."""
         deadline = current.state.deadline
         if deadline is None:
             raise ValueError("tasks are sent when the deadline is known")
         sequence = self._store.next_sequence(self._clock())
         classes = self._settings.model.classes
         for device, assignment in current.assignments.items():
+            if current.state.devices[device].standing is rounds.Standing.UPDATED:
+                continue
             task = make_task(assignment, current.key, deadline=deadline, classes=classes, sequence=sequence)
             self._network.send_task(device, task, expires_s=max(1.0, deadline - self._clock()))
 
@@ -295,6 +300,8 @@ class Conductor:
                 resumed=current.resumed,
             )
         )
+        for device in current.state.counted:  # by a process, or in an attempt, before this one
+            self._listener(events.DeviceProgress(round=current.key.number, device=device, state="done"))
 
     def _tell_collected(self, current: OpenRound) -> None:
         devices = current.state.devices

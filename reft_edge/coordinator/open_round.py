@@ -28,7 +28,7 @@ class OpenRound:
     variants: dict[str, CompiledVariant]
     """By name, those in use."""
     started_at: float
-    """When it was planned."""
+    """When it was planned first: tasks may be older than the attempt."""
     resumed: bool = False
     """Whether a process before this one began it."""
 

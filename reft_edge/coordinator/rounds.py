@@ -68,6 +68,9 @@ class Standing(Enum):
     """Its update is here and is of no use, by itself or beside the others'."""
 
 
+NOT_YET_COLLECTING = frozenset({Phase.PLANNED, Phase.PUBLISHED})
+"""The tasks are not out. Devices that have theirs from an attempt before may speak all the same."""
+
 ANSWERED = frozenset({Standing.UPDATED, Standing.REFUSED, Standing.FAILED, Standing.REJECTED})
 """Nothing more is expected of a device in these standings (but a later report is still heard)."""
 
@@ -302,11 +305,16 @@ class Step(NamedTuple):
     verdict: Verdict | None = None
 
 
-def start_round(devices: list[str], rules: RoundRules) -> Round:
-    """A planned round. Raises `LocalProtocolError` without devices."""
+def start_round(
+    devices: list[str], rules: RoundRules, *, begun: Mapping[str, Participant] = MappingProxyType({})
+) -> Round:
+    """A planned round. Raises `LocalProtocolError` without devices.
+
+    `begun`: what devices have done for it in an attempt before.
+    """
     if not devices:
         raise LocalProtocolError("a round needs at least one device")
-    return Round(rules=rules, devices={device: Participant() for device in devices})
+    return Round(rules=rules, devices={device: begun.get(device, Participant()) for device in devices})
 
 
 def advance(state: Round, event: Event) -> Step:
@@ -365,7 +373,7 @@ def _hear(state: Round, event: DeviceEvent) -> Step:
     """A device's event, legal in every phase."""
     about_update = isinstance(event, Offered | Received | Rejected)
     part = state.devices.get(event.device)
-    if part is None or state.phase in (Phase.PLANNED, Phase.PUBLISHED):
+    if part is None or state.phase in NOT_YET_COLLECTING:
         return Step(state, Verdict.UNEXPECTED if about_update else None)
     if part.standing is Standing.UPDATED:
         return Step(_settle(state, event.now), Verdict.DUPLICATE if about_update else None)

@@ -1,7 +1,7 @@
 """The rounds of a run, one after another: wait for devices, plan, play; again with a new plan where nobody could.
 
 The first round waits for `min_devices`. Later ones go on as soon as the quorum's share of them is there, so that a
-device that was lost on the way does not hold up the others.
+device that was lost on the way does not hold up the others. Who has trained in an attempt before need not be there.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 
 from reft_edge.coordinator import events
 from reft_edge.coordinator.assigning import Plan, Planner
+from reft_edge.coordinator.attempts import is_finished, left_over, participants
 from reft_edge.coordinator.collecting import Collector
 from reft_edge.coordinator.conductor import Conductor, clear_leftovers
 from reft_edge.coordinator.open_round import OpenRound
@@ -87,7 +88,7 @@ class Session:
             state=parts.store.load_round(record, parts.settings.round_rules),
             assignments={assignment.device: assignment for assignment in assignments},
             variants={item.variant: parts.catalogue.named(item.variant) for item in assignments},
-            started_at=record.started_at,
+            started_at=self._first_planned_at(record),
             resumed=True,
         )
 
@@ -101,13 +102,15 @@ class Session:
     def _plan(self, key: RoundKey) -> OpenRound:
         """Decide who trains what, and store it. Raises `PlanError` when no device can train anything."""
         parts = self._parts
-        self._await_devices(later=key.number > 1)
-        plan = self._planner.plan(key, parts.fleet.ready())
+        finished = frozenset(record.device for record in left_over(parts, key) if is_finished(record))
+        self._await_devices(finished, later=key.number > 1)
+        plan = self._planner.plan(key, parts.fleet.ready(), left_over(parts, key))
         self._tell_planned(key, plan)
         if not plan.assignments:
             reasons = "; ".join(f"{item.device}: {item.reason}" for item in plan.excluded[:MAX_REASONS])
             raise PlanError(f"no device can take part in round {key.number}: {reasons}")
-        state = start_round([assignment.device for assignment in plan.assignments], parts.settings.round_rules)
+        devices = [assignment.device for assignment in plan.assignments]
+        state = start_round(devices, parts.settings.round_rules, begun=participants(plan.assignments))
         record = RoundRecord(key=key, phase=state.phase.value, started_at=parts.clock())
         parts.store.plan_round(record, plan.assignments)
         return OpenRound(
@@ -115,8 +118,13 @@ class Session:
             state=state,
             assignments={assignment.device: assignment for assignment in plan.assignments},
             variants={item.variant: parts.catalogue.named(item.variant) for item in plan.assignments},
-            started_at=record.started_at,
+            started_at=self._first_planned_at(record),
         )
+
+    def _first_planned_at(self, record: RoundRecord) -> float:
+        """When the first attempt of this round was planned."""
+        history = self._parts.store.rounds(self._parts.run)
+        return min(item.started_at for item in [*history, record] if item.key.number == record.key.number)
 
     def _play(self, current: OpenRound) -> None:
         """Raises `FederationError` when the round failed and has no attempt left."""
@@ -140,11 +148,11 @@ class Session:
             if parts.store.quarantine(record):
                 parts.listener(events.Quarantined(device=device, reason=reason))
 
-    def _await_devices(self, *, later: bool) -> None:
+    def _await_devices(self, finished: frozenset[str], *, later: bool) -> None:
         """Listen until enough devices are ready. Raises `FederationError` when they do not come.
 
         Those in quarantine count, so that a fleet whose size is `min_devices` goes on without them; but not alone.
-        `later`: this is not the run's first round.
+        `finished` have done their part, and count wherever they are. `later`: this is not the run's first round.
         """
         parts, settings = self._parts, self._parts.settings
         n_needed = math.ceil(settings.min_devices * settings.quorum - 1e-9) if later else settings.min_devices
@@ -153,7 +161,7 @@ class Session:
         told: int | None = None
         while True:
             self._conductor.drain()
-            (n_ready, n_free), now = self._count_ready(), parts.clock()
+            (n_ready, n_free), now = self._count_ready(finished), parts.clock()
             if n_ready >= n_needed and n_free:
                 enough_since = now if enough_since is None else enough_since
                 everybody = self._settled or (later and n_ready >= settings.min_devices)
@@ -169,9 +177,9 @@ class Session:
                     raise FederationError(self._shortage(n_ready, n_needed))
             self._conductor.listen(timeout_s=LOOK_S)
 
-    def _count_ready(self) -> tuple[int, int]:
-        """Devices that are there, and those of them that are not in quarantine."""
-        ready = {device.device for device in self._parts.fleet.ready()}
+    def _count_ready(self, finished: frozenset[str]) -> tuple[int, int]:
+        """Devices that are there or have `finished`, and those of them that are not in quarantine."""
+        ready = {device.device for device in self._parts.fleet.ready()} | finished
         return len(ready), len(ready - {record.device for record in self._parts.store.quarantined()})
 
     def _shortage(self, n_ready: int, n_needed: int) -> str:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 Behaviour = Literal[
     "good",
     "refuses",
+    "hesitates",
     "out_of_memory",
     "late",
     "garbage",
@@ -52,11 +53,12 @@ Behaviour = Literal[
     "thief",
     "flood",
 ]
-"""`late`: reports when its round is over. `again`: announces a second, different update for each task after the first.
-`out_of_memory`: fails unless pruned. `huge`: announces an update of a gigabyte. `nan`: writes values that are not
-finite. `shapes`: sends tensors of other shapes. `lazy`: sends zeros and says that its training took years. `loud`: its
-parameters change 40 times as much, and it claims a million times as many samples. `thief`: announces its update for
-another device's task too. `flood`: announces `N_FLOODS` different useless updates for each task."""
+"""`hesitates`: refuses the first task of each round. `late`: reports when its round is over. `again`: announces a
+second, different update for each task after the first. `out_of_memory`: fails unless pruned. `huge`: announces an
+update of a gigabyte. `nan`: writes values that are not finite. `shapes`: sends tensors of other shapes. `lazy`: sends
+zeros and says that its training took years. `loud`: its parameters change 40 times as much, and it claims a million
+times as many samples. `thief`: announces its update for another device's task too. `flood`: announces `N_FLOODS`
+different useless updates for each task."""
 
 N_FLOODS = 20
 
@@ -136,6 +138,7 @@ class Device:
         self._late_report: messages.Report | None = None
         self._said_again = False
         self._n_sent = 0
+        self._stopped = False
         self.flooded = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name)
 
@@ -149,6 +152,18 @@ class Device:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether a `late` one has something to report."""
+        return self._late_report is not None
+
+    def stop(self) -> None:
+        """Go offline. Idempotent."""
+        if self._stopped:
+            return
+        self._stopped = True
         self._events.put(None)
         self._thread.join()
         self._link.publish(self._topic("status"), messages.encode(messages.Status(online=False)), retain=True)
@@ -207,7 +222,8 @@ class Device:
         self.tasks.append(task)
         self._last_report = None
         self._said_again = False
-        if self._behaviour == "refuses":
+        first = sum(known.round == task.round for known in self.tasks) == 1
+        if self._behaviour == "refuses" or (self._behaviour == "hesitates" and first):
             self._report(messages.Refused(task=task.task, reason="on battery"))
         else:
             self._report(messages.Accepted(task=task.task))

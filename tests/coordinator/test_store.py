@@ -95,6 +95,24 @@ def test_a_round_comes_back_as_it_was(store, tmp_path):
     again.close()
 
 
+def test_a_task_that_a_later_attempt_takes_over_moves_there_with_its_update(store):
+    state = start(store)
+    state = rounds.advance(state, rounds.Received(device="d1", now=11.0, sha256="a" * 64)).round
+    store.save_round(KEY, state, devices=["d1"], updates=[update_record("d1", state="received")])
+    later = RoundKey(run="run1", number=1, attempt=2)
+    (taken,) = [record for record in store.assignments(KEY) if record.device == "d1"]
+    store.plan_round(RoundRecord(key=later, phase="planned", started_at=50.0), [taken, assignment("d2", later)])
+    assert [record.device for record in store.assignments(KEY)] == ["d2"]
+    again = store.load_round(store.rounds("run1")[1], RULES)
+    assert again.counted == {"d1": "a" * 64}
+    # It may have been worked on since the round was planned first; that of the second attempt may, too.
+    assert store.task_owner(taken.task) == TaskOwner(device="d1", round=1, phase="planned", started_at=2.0)
+    assert store.task_owner(KEY.task("d2")) == TaskOwner(device="d2", round=1, phase="collecting", started_at=2.0)
+    merging = msgspec.structs.replace(again, phase=rounds.Phase.MERGING)
+    store.save_round(later, rounds.advance(merging, rounds.Merged()).round, merged=ref("c"))
+    assert store.count_updates("run1") == {"merged": 1}
+
+
 def test_what_was_committed_survives_a_kill(tmp_path):
     script = """
         import os, signal, sys
@@ -180,7 +198,7 @@ def test_saving_twice_is_saving_once(store):
     assert len(store.variants("run1")) == 1
     assert store.update(KEY.task("d1"), "a" * 64) == update_record("d1")
     assert store.update(KEY.task("d1"), "b" * 64) is None
-    assert store.task_owner(KEY.task("d1")) == TaskOwner(device="d1", round=1, started_at=2.0)
+    assert store.task_owner(KEY.task("d1")) == TaskOwner(device="d1", round=1, phase="collecting", started_at=2.0)
     assert store.task_owner("nobody's") is None
 
 
