@@ -14,9 +14,10 @@ import fcntl
 import logging
 import os
 import threading
+import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -107,7 +108,7 @@ class CountsWriter:
     def __init__(self, folder: Path, *, write_every_s: float = WRITE_EVERY_S) -> None:
         self._folder = folder
         self._write_every_s = write_every_s
-        self._path = folder / f"{os.getpid()}-{_started()}-{id(self):x}.json"
+        self._path = folder / f"{os.getpid()}-{time.time_ns()}.json"  # a name that no file has had
         self._counts = CountsFile()
         self._changed = threading.Condition()
         self._is_changed = False
@@ -318,10 +319,3 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _started() -> str:
-    """When this process started, in the kernel's ticks: with the process id a name that no other process has."""
-    with suppress(OSError, IndexError):
-        return Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
-    return "0"
