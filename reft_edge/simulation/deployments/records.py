@@ -132,7 +132,7 @@ class Survived(msgspec.Struct, frozen=True, kw_only=True):
     status: int
     """Exit code of the last `deploy`."""
     restarts: int
-    """How often `deploy` was given again."""
+    """How often `deploy` found no broker and was given again."""
     refused: int
     """Devices that refused or failed, which a killed worker may make them do."""
     complaints: tuple[str, ...]

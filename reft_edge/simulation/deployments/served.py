@@ -5,11 +5,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from reft_edge.agent.serving.slots import InstalledModel, Slots
+from reft_edge.agent.serving.slots import InstalledModel, Slot, Slots
 from reft_edge.simulation.deployments.site import Site
+
+if TYPE_CHECKING:
+    from reft_edge.coordinator.records import ExportRecord
 
 SERVING = "serving"
 """Folder of the slots in a spool."""
@@ -75,6 +81,22 @@ def complaints(site: Site, expected: Mapping[str, Sequence[str]]) -> list[str]:
         elif not current.verified():
             found.append(f"{device} serves a damaged {current.slot.version}")
     return found
+
+
+def preinstall(site: Site, device: str, version: str, export: ExportRecord) -> None:
+    """Let a device serve a float32 model before its agent is started for the first time. Raises `ReftError`."""
+    content = Path(export.path).read_bytes()
+    slot = Slot(
+        version=version,
+        deployment=f"before-{version}",
+        model=export.name,
+        precision="float32",
+        sha256=hashlib.sha256(content).hexdigest(),
+        size_bytes=len(content),
+    )
+    slots = slots_of(site, device)
+    slots.install(slot, content)
+    slots.switch()
 
 
 def _chosen_at(slots: Slots) -> float:

@@ -80,6 +80,11 @@ class Site:
         return self.options.names
 
     @property
+    def ratios(self) -> dict[str, float]:
+        """What each device trained in every run: every second one the smaller model."""
+        return {device: HALF if index % 2 else WHOLE for index, device in enumerate(self.devices)}
+
+    @property
     def results(self) -> Path:
         return self.directory / RESULTS
 
@@ -100,8 +105,8 @@ def open_site(
 ) -> Iterator[Site]:
     """Write everything into the new folder `directory`, and run its broker for the length of the block.
 
-    `versions` become finished runs, the last one being the latest. Every second device has trained the smaller model.
-    Raises `BrokerError`, `ConfigError` and `ResourceError`.
+    `versions` become finished runs, the last one being the latest. Raises `BrokerError`, `ConfigError` and
+    `ResourceError`.
     """
     directory = directory.resolve()
     directory.mkdir(parents=True)
@@ -113,12 +118,12 @@ def open_site(
     ) as broker:
         trusted = TrustedBroker(broker=broker.settings, provisioned=provisioned, mutual_tls=True)
         observer = _write(directory, options, digits, trusted)
-        variants = {name: HALF if index % 2 else WHOLE for index, name in enumerate(options.names)}
+        site = Site(directory=directory, options=options, broker=broker, observer=observer)
         for number, (version, exports) in enumerate(versions.items()):
             put_into_store(
-                directory / RESULTS, FEDERATION, version, exports, devices=variants, at=_FIRST_RUN_AT + number
+                directory / RESULTS, FEDERATION, version, exports, devices=site.ratios, at=_FIRST_RUN_AT + number
             )
-        yield Site(directory=directory, options=options, broker=broker, observer=observer)
+        yield site
 
 
 def _let_observe(provisioned: Paths) -> None:

@@ -41,6 +41,7 @@ CHAPTERS = (
     Chapter(name="flower", module="reft_edge.simulation.side_by_side.section"),
     Chapter(name="step", module="reft_edge.simulation.step.section"),
     Chapter(name="codecs", module="reft_edge.simulation.codecs.section"),
+    Chapter(name="deploy", module="reft_edge.simulation.deployments.section"),
 )
 
 

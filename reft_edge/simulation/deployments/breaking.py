@@ -1,0 +1,238 @@
+"""One deployment in which processes are killed or stopped at drawn moments, and what must be true afterwards.
+
+Faults, their moments and the one who does them are those of `simulation.faults`; the coordinator there is the `deploy`
+command here, which is given again when it was killed, as a person would. A moment is a stage that a device has come
+to, a state of the deployment, or a time after the command's start.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from reft_edge.coordinator.store import Store
+from reft_edge.errors import BrokerError, FederationError, ReftError
+from reft_edge.simulation.deployments.crew import COMMAND_TIMEOUT_S, LOOK_S
+from reft_edge.simulation.deployments.records import Survived
+from reft_edge.simulation.deployments.rollout import latest_deployment
+from reft_edge.simulation.deployments.served import Watch, complaints
+from reft_edge.simulation.deployments.site import FEDERATION
+from reft_edge.simulation.deployments.stopping import ALIKE_WITHIN_S
+from reft_edge.simulation.faults.injector import Injector
+from reft_edge.simulation.faults.progress import Sign
+from reft_edge.simulation.faults.ways import Ways
+from reft_edge.simulation.faults.words import COORDINATOR, Fault, Kind, Moment, Script
+from reft_edge.simulation.run_directory import FEDERATION_FILE
+
+if TYPE_CHECKING:
+    from reft_edge.simulation.deployments.crew import Crew
+    from reft_edge.simulation.deployments.site import Site
+
+KINDS: tuple[Kind, ...] = (
+    "kill-agent",
+    "kill-worker",
+    "kill-coordinator",
+    "kill-broker",
+    "freeze-agent",
+    "freeze-coordinator",
+    "freeze-broker",
+    "out-of-memory",
+)
+
+DEVICE_STAGES = ("fetching", "checking", "switching", "settled")
+"""`settled`: again, after one of the others."""
+
+DEPLOYMENT_STATES = ("canary", "soaking", "rolling_out")
+
+_LONGEST_DELAY_S = 1.0
+"""About what a check takes."""
+
+_USUAL_S = 8.0
+"""About what a deployment takes to a few devices."""
+
+_SHORT_PAUSES_S = (0.1, 3.0)
+_LONG_PAUSES_S = (8.0, 12.0)
+_LONG_PAUSE_SHARE = 0.15
+_MOST_FAULTS = 2
+_STATE_FILE = "deployment.json"
+"""Of the deployment session, in a device's spool."""
+
+
+class _Attempt(msgspec.Struct):
+    deployment: str
+    state: str
+
+
+class _State(msgspec.Struct):
+    """As much of a session's state as is of interest here."""
+
+    stage: str = ""
+    attempt: _Attempt | None = None
+
+
+class Progress:
+    """Where a deployment is, read from the store and from devices' spools. Call `look` often, and `close` it."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._store = Store(site.results, shared=True)
+        self._n_before = len(self._store.deployments(FEDERATION))
+        self._seen = dict.fromkeys(site.devices, "settled")
+
+    def close(self) -> None:
+        self._store.close()
+
+    def look(self) -> list[Sign]:
+        """What is new since the last look."""
+        found = dict(self._stages())
+        if len(now := self._store.deployments(FEDERATION)) > self._n_before:
+            found[COORDINATOR] = now[0].state
+        signs = [Sign(who, what, 0) for who, what in found.items() if self._seen.get(who) != what]
+        self._seen |= found
+        return signs
+
+    def _stages(self) -> Iterator[tuple[str, str]]:
+        for device in self._site.devices:
+            if (state := _state(self._site, device)) is not None:
+                yield device, state.stage
+
+
+def draw(seed: int, *, devices: Sequence[str]) -> Script:
+    """One or two faults. Pure: the same seed and devices give the same ones."""
+    rng = random.Random(f"deployments {seed}")
+    faults = [_fault(rng, rng.choice(KINDS), rng.choice(devices)) for _ in range(rng.randint(1, _MOST_FAULTS))]
+    return Script(seed=seed, quorum=1.0, faults=tuple(faults))
+
+
+def _fault(rng: random.Random, kind: Kind, device: str) -> Fault:
+    of_device = Moment(who=device, what=rng.choice(DEVICE_STAGES), delay_s=_delay(rng))
+    of_deployment = Moment(who=COORDINATOR, what=rng.choice(DEPLOYMENT_STATES), delay_s=_delay(rng))
+    by_the_clock = Moment(who="clock", delay_s=round(rng.uniform(0.0, _USUAL_S), 3))
+    match kind:
+        case "kill-worker" | "out-of-memory":  # it has one only while it checks
+            moment = msgspec.structs.replace(of_device, what="checking")
+        case "kill-agent" | "freeze-agent":
+            moment = rng.choice((of_device, of_device, by_the_clock))
+        case _:
+            moment, device = rng.choice((of_deployment, of_device, by_the_clock)), ""
+    pause_s = rng.uniform(*(_LONG_PAUSES_S if rng.random() < _LONG_PAUSE_SHARE else _SHORT_PAUSES_S))
+    lasts = kind not in ("kill-worker", "out-of-memory")
+    return Fault(kind=kind, moment=moment, device=device, pause_s=round(pause_s, 2) if lasts else 0.0)
+
+
+def _delay(rng: random.Random) -> float:
+    """Mostly at once: what follows an event at once is what breaks most easily."""
+    return round(rng.choice((0.0, rng.uniform(0.0, 0.05), rng.uniform(0.0, _LONGEST_DELAY_S))), 3)
+
+
+def break_deployment(crew: Crew, script: Script, *, old: str, new: str) -> Survived:
+    """Deploy `new` where all devices serve `old`, do what `script` says, and look at what is left."""
+    site, began = crew.site, time.monotonic()
+    watch = Watch(site)
+    crew.coordinator = crew.command("deploy", FEDERATION_FILE, new)
+    crew.coordinator.start()
+    with Ways(site.broker.settings, (), script) as nobodys, closing(Progress(site)) as progress:
+        injector = Injector(script, cast=crew, ways=nobodys, disks={}, began=began)
+        restarts, problem = 0, ""
+        while not problem:
+            now = time.monotonic()
+            for sign in progress.look():
+                injector.notice(sign, now)
+            injector.act(now)
+            watch.look()
+            status, killed = crew.coordinator.status, crew.coordinator.killed
+            if status is not None and not killed:
+                if status != BrokerError.exit_code or restarts > _MOST_FAULTS:
+                    break
+                restarts += 1  # it never found its broker, which we had killed
+                crew.coordinator.start()
+            if now - began > COMMAND_TIMEOUT_S:
+                problem = f"deploy has not ended after {COMMAND_TIMEOUT_S:g} s: {crew.coordinator.obituary()}"
+            time.sleep(LOOK_S)
+        injector.end()
+    seconds = time.monotonic() - began
+    return _outcome(crew, script, injector, watch, problem, seconds=seconds, restarts=restarts, old=old, new=new)
+
+
+def _outcome(
+    crew: Crew,
+    script: Script,
+    injector: Injector,
+    watch: Watch,
+    problem: str,
+    *,
+    seconds: float,
+    restarts: int,
+    old: str,
+    new: str,
+) -> Survived:
+    wrong = [problem] if problem else []
+    state, deployment = "", ""
+    try:
+        record, _ = latest_deployment(crew.site)
+    except ReftError as exc:
+        wrong.append(str(exc))
+    else:
+        state, deployment = record.state, record.deployment
+    wrong += _settled(crew, watch, deployment, undone=state == "rolled_back", old=old, new=new)
+    status = crew.coordinator.status
+    if (state, status) not in (("done", 0), ("rolled_back", FederationError.exit_code)):
+        wrong.append(f"the deployment is {state or 'unknown'}, and: {crew.coordinator.obituary()}")
+    wrong += [*crew.died(), *left_over(crew.site), *cries(crew.site)]
+    refused = [device for device in crew.site.devices if _said_no(crew.site, device, deployment)]
+    return Survived(
+        faults=tuple(str(fault) for fault in script.faults),
+        injected=tuple(fault.kind for fault in injector.injected),
+        missed=tuple(fault.kind for fault in injector.missed),
+        seconds=seconds,
+        state=state,
+        status=-1 if status is None else status,
+        restarts=restarts,
+        refused=len(refused),
+        complaints=tuple(wrong),
+    )
+
+
+def _settled(crew: Crew, watch: Watch, deployment: str, *, undone: bool, old: str, new: str) -> list[str]:
+    """What is still wrong with what is served once all is as it should be, or after a while."""
+    end = time.monotonic() + ALIKE_WITHIN_S
+    while True:
+        watch.look()
+        site = crew.site
+        stay = {device for device in site.devices if undone or _said_no(site, device, deployment)}
+        wrong = complaints(site, {device: (old if device in stay else new,) for device in site.devices})
+        if not wrong or time.monotonic() > end:
+            return wrong
+        time.sleep(LOOK_S)
+
+
+def left_over(site: Site) -> list[str]:
+    """Of what was fetched, nothing may stay once it is installed or of no use."""
+    folders = {device: site.spool(device) / "blobs" for device in site.devices}
+    return [f"{device} keeps {path.name}" for device, folder in folders.items() for path in sorted(folder.glob("*"))]
+
+
+def cries(site: Site) -> list[str]:
+    """Lines of logs that say that something failed in a way that nobody foresaw."""
+    logs = sorted((site.directory / "logs").iterdir())
+    lines = [(path.name, line) for path in logs for line in path.read_text(errors="replace").splitlines()]
+    bad = ("Traceback (most recent call last)", " ERROR ")
+    return [f"{name}: {line.strip()[:300]}" for name, line in lines if any(words in line for words in bad)]
+
+
+def _said_no(site: Site, device: str, deployment: str) -> bool:
+    state = _state(site, device)
+    attempt = None if state is None else state.attempt
+    return attempt is not None and attempt.deployment == deployment and attempt.state in ("refused", "failed")
+
+
+def _state(site: Site, device: str) -> _State | None:
+    try:
+        return msgspec.json.decode((site.spool(device) / _STATE_FILE).read_bytes(), type=_State)
+    except (OSError, msgspec.MsgspecError):
+        return None
