@@ -85,8 +85,8 @@ class _Choice(msgspec.Struct, frozen=True, kw_only=True):
 
     slot: _SlotName | None = None
     """The one that serves; None: nothing is served (any more)."""
-    previous: str = ""
-    """Deployment of what a roll-back returns to, which is in the other slot; empty: to nothing."""
+    previous: bool = False
+    """Whether the other slot holds what a roll-back returns to. If not, what is there waits to be switched to."""
 
 
 class Slots:
@@ -102,19 +102,15 @@ class Slots:
     def previous(self) -> InstalledModel | None:
         """What a roll-back returns to; None: to serving nothing."""
         choice = self._choice()
-        if choice.slot is None or not choice.previous:
-            return None
-        other = self._read(_other(choice.slot))
-        return other if other is not None and other.slot.deployment == choice.previous else None
+        return self._read(_other(choice.slot)) if choice.previous else None
 
     def installed(self) -> InstalledModel | None:
         """What waits to be switched to."""
         choice = self._choice()
-        other = self._read(_other(choice.slot))
-        return other if other is not None and other.slot.deployment != choice.previous else None
+        return None if choice.previous else self._read(_other(choice.slot))
 
     def stamp(self) -> object:
-        """Changes with every switch and roll-back, and costs one `stat`. To be compared, and nothing else."""
+        """Changes whenever `current` may have, and costs one `stat`. To be compared, and nothing else."""
         try:
             found = (self.root / _CHOICE).stat()
         except OSError:
@@ -124,16 +120,18 @@ class Slots:
     def install(self, slot: Slot, source: bytes | Path) -> None:
         """Put a model into the slot that does not serve, in place of what lay there. It is not served yet.
 
-        A file is moved, and so must lie on the same file system; it is removed when it is not what `slot` says. Raises
-        `BundleError` for that, and `ResourceError` when the disk refuses.
+        Until it is, a roll-back would return to nothing. A file is moved, and so must lie on the same file system; it
+        is removed when it is not what `slot` says. Raises `BundleError` then, and `ResourceError` from the disk.
         """
-        self._settle_choice()
         if self._chosen() is None and self.previous() is not None:
             self.roll_back()  # the current slot is damaged, and so the other one serves
         folder = self.root / _other(self._choice().slot)
         with _storage_errors(folder):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             sync_directory(self.root.parent)
+        if self._choice().previous or not self._has_choice():
+            self._choose(_Choice(slot=self._choice().slot))
+        with _storage_errors(folder):
             # First of all: a description must never stand beside another's model.
             (folder / _DESCRIPTION).unlink(missing_ok=True)
             (folder / MODEL).unlink(missing_ok=True)
@@ -153,9 +151,7 @@ class Slots:
         arrived = self.installed()
         if arrived is None:
             raise LocalProtocolError(f"{self.root}: nothing is installed that could be switched to")
-        before = self._chosen()
-        previous = "" if before is None else before.slot.deployment
-        self._choose(_Choice(slot=_other(self._choice().slot), previous=previous))
+        self._choose(_Choice(slot=_other(self._choice().slot), previous=self._chosen() is not None))
         logger.info("serving %s (%s, %s)", arrived.slot.version, arrived.slot.model, arrived.slot.precision)
 
     def roll_back(self) -> None:
@@ -178,7 +174,6 @@ class Slots:
 
         Reads the whole model. Raises `ResourceError`.
         """
-        self._settle_choice()
         choice = self._choice()
         if choice.slot is None:
             return None
@@ -195,13 +190,6 @@ class Slots:
             f"serving {'nothing' if before is None else before.slot.version}"
         )
 
-    def _settle_choice(self) -> None:
-        """Write down what is made of an unreadable current.json, before what that follows from changes."""
-        choice = self._choice()
-        if choice.slot is not None and _load(self.root / _CHOICE, _Choice) is None:
-            logger.warning("%s cannot be read; going on with slot %s", self.root / _CHOICE, choice.slot)
-            self._choose(choice)
-
     def _chosen(self) -> InstalledModel | None:
         """What current.json names, if its file is there and has its size."""
         choice = self._choice()
@@ -213,10 +201,14 @@ class Slots:
         if choice is not None:
             return choice
         if not (self.root / _CHOICE).exists():
-            return _Choice()  # nothing was ever switched to
+            return _Choice()  # nothing was ever installed
         whole = [name for name in _NAMES if self._read(name) is not None]
         latest = sorted(whole, key=lambda name: _changed_at(self.root / name / _DESCRIPTION))[-1:]
         return _Choice(slot=latest[0] if latest else None)
+
+    def _has_choice(self) -> bool:
+        """Whether current.json can be read."""
+        return _load(self.root / _CHOICE, _Choice) is not None
 
     def _choose(self, choice: _Choice) -> None:
         write_atomically(self.root / _CHOICE, msgspec.json.encode(choice))

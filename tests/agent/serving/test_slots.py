@@ -90,7 +90,7 @@ def test_a_roll_back_returns_to_what_was_served_before_and_then_to_nothing(slots
     assert (name_of(slots.current()), slots.previous()) == ("four", None)
 
 
-def test_the_stamp_changes_with_every_switch_and_with_nothing_else(slots: Slots) -> None:
+def test_the_stamp_changes_with_every_switch(slots: Slots) -> None:
     serve(slots, "one")
     first = slots.stamp()
     slots.install(slot("two"), content("two"))
@@ -98,7 +98,16 @@ def test_the_stamp_changes_with_every_switch_and_with_nothing_else(slots: Slots)
     slots.switch()
     second = slots.stamp()
     slots.roll_back()
-    assert len({first, second, slots.stamp()}) == 3
+    third = slots.stamp()
+    assert len({first, second, third}) == 3
+    assert slots.stamp() == third
+
+
+def test_the_same_model_may_come_again_at_any_time(slots: Slots) -> None:
+    serve(slots, "one", "one", "two", "one")
+    assert (name_of(slots.current()), name_of(slots.previous())) == ("one", "two")
+    slots.install(slot("two"), content("two"))
+    assert (name_of(slots.installed()), slots.previous()) == ("two", None)
 
 
 def test_a_file_is_moved_in_and_one_that_is_another_is_refused(slots: Slots, tmp_path: Path) -> None:
