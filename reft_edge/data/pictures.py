@@ -7,7 +7,8 @@ after reading them all, so a broken one is met here and not in the middle of a r
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+import struct
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -27,6 +28,12 @@ MAX_BROKEN_SHARE = 0.1
 """With `broken = "skip"`, more than a tenth unreadable means a wrong folder or a dying card, not a bad picture."""
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Those of `SUFFIXES`. Pillow knows more, and starts a program for one (EPS)."""
+
+_DECODER_ERRORS = (ArithmeticError, EOFError, LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error)
+"""What Pillow's decoders raise for damaged files: mostly Python's own."""
 
 logger = logging.getLogger(__name__)
 
@@ -95,10 +102,22 @@ def list_pictures(folder: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]]
 
 def read_picture(path: Path, shape: Sequence[int] | None) -> Array:
     """One picture as uint8 (channels, height, width), converted and resized to `shape` if given. Raises `DataError`."""
+    return decode_picture(path, shape, called=str(path))
+
+
+def decode_picture(
+    source: Path | BinaryIO, shape: Sequence[int] | None, *, called: str, max_pixels: int | None = None
+) -> Array:
+    """`read_picture` of a file that is open, or lies in memory; `called` names it in errors.
+
+    More than `max_pixels` are refused before they are decoded.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
+        with Image.open(source, formats=_FORMATS) as image:
+            if max_pixels is not None and image.width * image.height > max_pixels:
+                raise DataError(f"{called}: the picture has {image.width} x {image.height} pixels; scale it down")
             if shape is not None:
                 channels, height, width = shape
             else:
@@ -107,9 +126,9 @@ def read_picture(path: Path, shape: Sequence[int] | None) -> Array:
             if converted.size != (width, height):
                 converted = converted.resize((width, height), Image.Resampling.BILINEAR)
             pixels = np.asarray(converted, dtype=np.uint8)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as exc:
+    except (*_DECODER_ERRORS, Image.DecompressionBombError, Image.DecompressionBombWarning) as exc:
         reason = "not a picture, or damaged" if isinstance(exc, UnidentifiedImageError) else str(exc)
-        raise DataError(f"{path}: the picture cannot be read ({reason})") from exc
+        raise DataError(f"{called}: the picture cannot be read ({reason})") from exc
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 

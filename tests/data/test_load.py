@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import msgspec
@@ -11,6 +12,7 @@ from PIL import Image
 
 from reft_edge.data.describe import describe_dataset
 from reft_edge.data.load import load_dataset
+from reft_edge.data.pictures import decode_picture, read_picture
 from reft_edge.data.settings import DataSettings
 from reft_edge.errors import DataError
 
@@ -209,3 +211,15 @@ def test_files_of_no_use_are_refused_in_one_line(
     with pytest.raises(DataError, match=message) as caught:
         load(tmp_path, table, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_what_only_looks_like_a_picture_is_decoded_by_no_other_format_and_no_bomb_is_unpacked(tmp_path):
+    postscript = tmp_path / "page.png"
+    postscript.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with pytest.raises(DataError, match="not a picture, or damaged"):
+        read_picture(postscript, (1, 8, 8))
+    large = io.BytesIO()
+    Image.new("L", (300, 200)).save(large, format="PNG")
+    with pytest.raises(DataError, match="body: the picture has 300 x 200 pixels; scale it down"):
+        decode_picture(large, (1, 8, 8), called="body", max_pixels=59_999)
+    assert decode_picture(large, (3, 8, 8), called="body", max_pixels=60_000).shape == (3, 8, 8)
