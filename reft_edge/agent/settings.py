@@ -15,6 +15,7 @@ from msgspec import Meta
 from reft_edge.config import load_settings
 from reft_edge.data.settings import DataSettings
 from reft_edge.errors import ConfigError
+from reft_edge.metrics_page import parse_address
 from reft_edge.profiling.profile import DeviceProfile, Quantity
 from reft_edge.wire.endpoint import BrokerSettings
 from reft_edge.wire.topics import check_name
@@ -65,6 +66,19 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """At most one such report in this time."""
 
 
+class MetricsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[metrics]: figures for Prometheus. Without it nothing is served, and nothing loaded for it."""
+
+    address: str
+    """PORT or HOST:PORT; without HOST it is this machine only."""
+
+    def __post_init__(self) -> None:
+        try:
+            parse_address(self.address)
+        except ConfigError as exc:
+            raise ValueError(str(exc)) from exc
+
+
 class AgentTrust(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[trust]: who this device is and whom it obeys. With it, what is not signed is dropped."""
 
@@ -93,6 +107,7 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     limits: Limits = Limits()
     profile: ProfileSettings = ProfileSettings()
     serving: ServingSettings = ServingSettings()
+    metrics: MetricsSettings | None = None
     trust: AgentTrust | None = None
 
     def __post_init__(self) -> None:

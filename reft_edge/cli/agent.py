@@ -30,6 +30,9 @@ A settings file:
   [profile]                         # optional: otherwise measured once, at the first start
   path = "board.toml"               # from reft-edge profile-device --output
 
+  [metrics]                         # optional: figures for Prometheus
+  address = "9465"                  # PORT of this machine only, or HOST:PORT
+
 examples:
   reft-edge agent --enrol pi-kitchen.enrol          install this device's identity, and agent.toml, here
   reft-edge agent agent.toml --check                are settings, identity, data and broker all right?

@@ -188,7 +188,8 @@ def _with_metrics(show: Listener, address: str | None) -> Iterator[Listener]:
     if address is None:
         yield show
         return
-    from reft_edge.coordinator.metrics import Metrics, serving
+    from reft_edge.coordinator.metrics import Metrics
+    from reft_edge.metrics_page import serving
 
     metrics = Metrics()
 
@@ -196,7 +197,7 @@ def _with_metrics(show: Listener, address: str | None) -> Iterator[Listener]:
         metrics.show(event)
         show(event)
 
-    with serving(metrics, address) as url:
+    with serving(metrics.registry, address) as url:
         _log.info("metrics: %s", url)
         yield tell
 

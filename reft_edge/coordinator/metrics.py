@@ -1,18 +1,14 @@
-"""The coordinator's figures for Prometheus, made from its events and served over HTTP on a port of their own.
+"""The coordinator's figures for Prometheus, made from its events for `metrics_page` to serve.
 
 Metrics say what is so now; the store and the report say what was. After a restart counters begin at 0 again, as
 Prometheus expects of a process. Names follow its conventions: base units, `_total` for counters.
-
-The page has no password: it listens on this machine only unless an address is given.
 """
 
 from __future__ import annotations
 
 from collections import Counter as Count
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from reft_edge.coordinator.events import (
     Distilling,
@@ -26,40 +22,10 @@ from reft_edge.coordinator.events import (
     UpdateSeen,
 )
 from reft_edge.coordinator.report.live import FleetView
-from reft_edge.errors import ConfigError, ResourceError
-
-PREFIX = "reft_edge"
+from reft_edge.metrics_page import PREFIX
 
 ROUND_SECONDS = (10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14_400, 43_200, 86_400)
 """Bounds of the histogram's buckets: from a demo on one machine to a fleet that trains overnight."""
-
-
-@contextmanager
-def serving(metrics: Metrics, address: str) -> Iterator[str]:
-    """Serve `metrics` at `address`, PORT or HOST:PORT, for the length of the block; gives the page's URL.
-
-    Port 0 takes any free one. Raises `ConfigError` for no address, `ResourceError` when nobody can listen there.
-    """
-    host, port = parse_address(address)
-    try:
-        server, thread = start_http_server(port, host, metrics.registry)
-    except OSError as exc:
-        raise ResourceError(f"metrics cannot be served at {host}:{port}: {exc.strerror or exc}") from exc
-    try:
-        shown = f"[{host}]" if ":" in host else host
-        yield f"http://{shown}:{server.server_port}/metrics"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """Host and port of PORT or HOST:PORT. Raises `ConfigError`."""
-    host, _, port = text.rpartition(":")
-    if not (port.isdecimal() and int(port) < 65536) or (":" in text and not host):
-        raise ConfigError(f"{text!r} is neither PORT nor HOST:PORT")
-    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 class Metrics:

@@ -119,6 +119,9 @@ class MqttLink:
         self._version: MqttVersion = "3.1.1" if settings.mqtt_version == "3.1.1" else "5"
         self._version_worked = False
         self._hang_ups = 0
+        self.sent_bytes = 0
+        """Payloads that were taken to be sent, since the start; so `received_bytes` of those that came for us."""
+        self.received_bytes = 0
 
     @property
     def connected(self) -> bool:
@@ -197,6 +200,7 @@ class MqttLink:
         with self._lock:
             taken = not self._stopping and (qos > 0 or self._up) and self._outbox.put(message)
             self._all_said = self._all_said and not taken
+            self.sent_bytes += len(payload) if taken else 0
         if taken:
             self._wake()
         return taken
@@ -442,6 +446,7 @@ class MqttLink:
             if not wanted:
                 self._changed_topics[topic] = None
         if wanted:
+            self.received_bytes += len(payload)
             self._events.put(Received(topic=topic, payload=payload, retained=retained))
 
     def _on_refused(self, reason: str) -> None:

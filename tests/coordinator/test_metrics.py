@@ -8,9 +8,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from reft_edge.coordinator import events
-from reft_edge.coordinator.metrics import Metrics, parse_address, serving
+from reft_edge.coordinator.metrics import Metrics
 from reft_edge.coordinator.records import Prediction
-from reft_edge.errors import ConfigError, ResourceError
+from reft_edge.metrics_page import serving
 from reft_edge.wire.messages import Measured
 
 TOOK = Measured(
@@ -52,7 +52,7 @@ CLOSED = events.RoundClosed(
 def scrape():
     """Metrics, and a way to read them as Prometheus would: name and labels -> value."""
     metrics = Metrics()
-    with serving(metrics, "0") as url:
+    with serving(metrics.registry, "0") as url:
 
         def read() -> dict[tuple[str, ...], float]:
             with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310  our own page on this machine
@@ -103,24 +103,3 @@ def test_what_came_with_a_rejected_update_is_counted_and_not_believed(scrape):
     found = read()
     assert found[("reft_edge_updates_total", "rejected")] == 1
     assert ("reft_edge_device_temperature_celsius", "pi-9") not in found
-
-
-def test_a_port_that_is_taken_is_one_error():
-    with (
-        serving(Metrics(), "0") as url,
-        pytest.raises(ResourceError, match="cannot be served"),
-        serving(Metrics(), url.split("/")[2]),
-    ):
-        pytest.fail("two listen on one port")
-
-
-@pytest.mark.parametrize("text", ["", ":9464", "port", "host:", "70000", "host:1e3"])
-def test_what_is_no_address_is_refused(text):
-    with pytest.raises(ConfigError, match="HOST:PORT"):
-        parse_address(text)
-
-
-def test_without_a_host_it_listens_on_this_machine_only():
-    assert parse_address("9464") == ("127.0.0.1", 9464)
-    assert parse_address("0.0.0.0:9464") == ("0.0.0.0", 9464)
-    assert parse_address("[::1]:9464") == ("::1", 9464)
