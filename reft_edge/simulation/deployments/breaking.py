@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from reft_edge.agent.serving.slots import SERVING
 from reft_edge.coordinator.store import Store
 from reft_edge.errors import BrokerError, FederationError, ReftError
 from reft_edge.simulation.deployments.crew import COMMAND_TIMEOUT_S, LOOK_S
@@ -44,7 +45,10 @@ KINDS: tuple[Kind, ...] = (
     "out-of-memory",
 )
 
-DEVICE_STAGES = ("fetching", "checking", "switching", "settled")
+INSTALLING = "installing"
+"""The worker writes the slot that does not serve: some milliseconds at the end of `checking`."""
+
+DEVICE_STAGES = ("fetching", "checking", INSTALLING, "switching", "settled")
 """`settled`: again, after one of the others."""
 
 DEPLOYMENT_STATES = ("canary", "soaking", "rolling_out")
@@ -59,6 +63,9 @@ _SHORT_PAUSES_S = (0.1, 3.0)
 _LONG_PAUSES_S = (8.0, 12.0)
 _LONG_PAUSE_SHARE = 0.15
 _MOST_FAULTS = 2
+_BRIEF_LOOK_S = 0.001
+"""Between two looks for what is over soon; takes half a core."""
+
 _STATE_FILE = "deployment.json"
 """Of the deployment session, in a device's spool."""
 
@@ -99,7 +106,7 @@ class Progress:
     def _stages(self) -> Iterator[tuple[str, str]]:
         for device in self._site.devices:
             if (state := _state(self._site, device)) is not None:
-                yield device, state.stage
+                yield device, INSTALLING if _is_installing(self._site, device) else state.stage
 
 
 def draw(seed: int, *, devices: Sequence[str]) -> Script:
@@ -134,6 +141,8 @@ def break_deployment(crew: Crew, script: Script, *, old: str, new: str) -> Survi
     """Deploy `new` where all devices serve `old`, do what `script` says, and look at what is left."""
     site, began = crew.site, time.monotonic()
     watch = Watch(site)
+    brief = any(fault.moment.what == INSTALLING for fault in script.faults)
+    look_s = _BRIEF_LOOK_S if brief else LOOK_S
     crew.coordinator = crew.command("deploy", FEDERATION_FILE, new)
     crew.coordinator.start()
     with Ways(site.broker.settings, (), script) as nobodys, closing(Progress(site)) as progress:
@@ -153,7 +162,7 @@ def break_deployment(crew: Crew, script: Script, *, old: str, new: str) -> Survi
                 crew.coordinator.start()
             if now - began > COMMAND_TIMEOUT_S:
                 problem = f"deploy has not ended after {COMMAND_TIMEOUT_S:g} s: {crew.coordinator.obituary()}"
-            time.sleep(LOOK_S)
+            time.sleep(look_s)
         injector.end()
     seconds = time.monotonic() - began
     return _outcome(crew, script, injector, watch, problem, seconds=seconds, restarts=restarts, old=old, new=new)
@@ -229,6 +238,12 @@ def _said_no(site: Site, device: str, deployment: str) -> bool:
     state = _state(site, device)
     attempt = None if state is None else state.attempt
     return attempt is not None and attempt.deployment == deployment and attempt.state in ("refused", "failed")
+
+
+def _is_installing(site: Site, device: str) -> bool:
+    """Whether a slot is there that has no description yet."""
+    slots = [site.spool(device) / SERVING / name for name in ("a", "b")]
+    return any(slot.is_dir() and not (slot / "slot.json").exists() for slot in slots)
 
 
 def _state(site: Site, device: str) -> _State | None:

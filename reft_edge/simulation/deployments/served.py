@@ -11,14 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reft_edge.agent.serving.slots import InstalledModel, Slot, Slots
+from reft_edge.agent.serving.slots import SERVING, InstalledModel, Slot, Slots
 from reft_edge.simulation.deployments.site import Site
 
 if TYPE_CHECKING:
     from reft_edge.coordinator.records import ExportRecord
-
-SERVING = "serving"
-"""Folder of the slots in a spool."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +36,17 @@ class Watch:
         self.switches: list[Switch] = []
         self._slots = {device: slots_of(site, device) for device in site.devices}
         self._stamps = {device: slots.stamp() for device, slots in self._slots.items()}
+        self._served = {device: _served(slots) for device, slots in self._slots.items()}
 
     def look(self) -> None:
         for device, slots in self._slots.items():
             stamp = slots.stamp()
             if stamp == self._stamps[device]:
                 continue
-            self._stamps[device] = stamp
-            current = slots.current()
-            version = "" if current is None else current.slot.version
-            self.switches.append(Switch(device=device, version=version, at=_chosen_at(slots)))
+            self._stamps[device], before = stamp, self._served[device]
+            self._served[device] = version, _ = _served(slots)
+            if self._served[device] != before:
+                self.switches.append(Switch(device=device, version=version, at=_chosen_at(slots)))
 
     def devices_that_served(self, version: str) -> list[str]:
         """At any time since the watch began, as far as it was seen."""
@@ -97,6 +95,12 @@ def preinstall(site: Site, device: str, version: str, export: ExportRecord) -> N
     slots = slots_of(site, device)
     slots.install(slot, content)
     slots.switch()
+
+
+def _served(slots: Slots) -> tuple[str, str]:
+    """Version and deployment of what is served; empty where nothing is."""
+    current = slots.current()
+    return ("", "") if current is None else (current.slot.version, current.slot.deployment)
 
 
 def _chosen_at(slots: Slots) -> float:

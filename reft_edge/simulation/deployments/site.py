@@ -60,6 +60,9 @@ class SiteOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_latency_s: float = 0.1
     """Of one sample, 95th percentile, that devices accept: they share a few cores here."""
 
+    absent_s: float = 120.0
+    """After how long a device that is away is not waited for."""
+
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(f"board-{number:02}" for number in range(1, self.devices + 1))
@@ -162,6 +165,7 @@ def _write(directory: Path, options: SiteOptions, digits: Digits, trusted: Trust
 def _federation_table(options: SiteOptions) -> dict[str, Any]:
     return {
         "rounds": 1,
+        "absent_s": options.absent_s,
         "model": {"name": MODEL.name, "input_shape": list(MODEL.input_shape), "n_outputs": MODEL.outputs},
         "data": {"public": {"path": "data/public.npz", "labelled": False}, "test": {"path": "data/test.npz"}},
         "output": {"directory": RESULTS},
