@@ -136,7 +136,7 @@ def _run(preparation: Preparation, args: argparse.Namespace) -> int:
     with (
         _dashboard(args.settings, args.dashboard),
         _listener(args.progress) as show,
-        _with_metrics(show, args.metrics) as listener,
+        _with_metrics(show, args.metrics, args.settings) as listener,
     ):
         summary = Coordinator(preparation, listener=listener, new_run=args.new_run).run()
     if args.json:
@@ -183,15 +183,18 @@ def _dashboard(settings: Path, port: int | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _with_metrics(show: Listener, address: str | None) -> Iterator[Listener]:
-    """`show`, and where an address is given the metrics as well."""
+def _with_metrics(show: Listener, address: str | None, settings: Path) -> Iterator[Listener]:
+    """`show`, and where an address is given the metrics: of the run from its events, of the fleet from the store."""
     if address is None:
         yield show
         return
+    from reft_edge.coordinator.fleet_metrics import FleetFigures
     from reft_edge.coordinator.metrics import Metrics
+    from reft_edge.coordinator.run_files import find_fleet
     from reft_edge.metrics_page import serving
 
     metrics = Metrics()
+    metrics.registry.register(FleetFigures(lambda: find_fleet(settings)))
 
     def tell(event: Event) -> None:
         metrics.show(event)
