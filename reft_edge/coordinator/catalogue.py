@@ -8,6 +8,7 @@ that nothing is compiled again after a restart.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from reft_edge.compile import compile_bundle
 from reft_edge.compile.channels import ChannelMap
 from reft_edge.compile.prune import Budget, Pruner, Variant
 from reft_edge.coordinator.records import VariantRecord
-from reft_edge.errors import ModelError
+from reft_edge.errors import BundleError, ModelError
 from reft_edge.models.registry import build_model
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from reft_edge.coordinator.settings import ModelSettings, SizeLimits
     from reft_edge.coordinator.store import Store
     from reft_edge.wire.blobs import BlobStore
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +176,11 @@ class Catalogue:
             kept.update(ref.sha256 for ref in refs)
         return kept
 
+    def mend(self) -> None:
+        """Make again what our disk has lost of the variants: the same, byte for byte."""
+        for record in self._store.variants(self._run):
+            self._variants[record.variant] = self._restore(record)
+
     def _make(self, name: str, ratio: float) -> CompiledVariant:
         bundle, channels = self._workshop.make(ratio)
         for blob in (bundle.training_graph, bundle.inference_graph, bundle.weights):
@@ -185,10 +194,19 @@ class Catalogue:
         )
 
     def _restore(self, record: VariantRecord) -> CompiledVariant:
+        """A variant that was made before, and again when what devices or teachers need of it is damaged."""
+        try:
+            manifest = Manifest.from_json(self._blobs.read(record.manifest))
+            channels = ChannelMap.from_bytes(self._blobs.read(record.channels))
+            for graph in (manifest.training_graph, manifest.inference_graph):
+                self._blobs.read(graph)
+        except BundleError as exc:
+            _log.warning("variant %s is compiled again: %s", record.variant, exc)
+            return self._make(record.variant, record.ratio)
         return CompiledVariant(
             name=record.variant,
             ratio=record.ratio,
-            manifest=Manifest.from_json(self._blobs.read(record.manifest)),
+            manifest=manifest,
             manifest_blob=record.manifest,
-            channels=ChannelMap.from_bytes(self._blobs.read(record.channels)),
+            channels=channels,
         )

@@ -146,8 +146,15 @@ class Collector:
 
         `rejected` are of no use beside the others. `damaged` are lost by ourselves, which is not held against a device.
         """
+        self._take_back(rounds.Screened(taken_back={**rejected, **damaged}), rejected, now)
+
+    def take_back_damaged(self, damaged: Mapping[str, str], now: float) -> None:
+        """While merging: the updates of these devices, with reasons, cannot be read any more."""
+        self._take_back(rounds.Damaged(taken_back=dict(damaged)), {}, now)
+
+    def _take_back(self, event: rounds.Screened | rounds.Damaged, rejected: Mapping[str, str], now: float) -> None:
         current = self._open()
-        reasons = {**rejected, **damaged}
+        reasons = event.taken_back
         records = []
         for device, sha256 in current.state.counted.items():
             record = self._store.update(current.assignments[device].task, sha256)
@@ -155,7 +162,7 @@ class Collector:
                 fate: UpdateState = "rejected" if device in rejected else "damaged"
                 records.append(self._with_state(record, fate, reasons[device], now))
         kept = {record.device: self._keep(current, record) for record in records if record.state == "rejected"}
-        state = rounds.advance(current.state, rounds.Screened(taken_back=reasons)).round
+        state = rounds.advance(current.state, event).round
         self._store.save_round(current.key, state, devices=reasons, updates=records)
         current.state = state
         for record in records:

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import logging
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from reft_edge.coordinator import events, rounds
 from reft_edge.coordinator.collecting import Collector
-from reft_edge.coordinator.contributions import update_length
+from reft_edge.coordinator.contributions import Contribution, ContributionError, update_length
+from reft_edge.coordinator.deploying.standing import kept_blobs
 from reft_edge.coordinator.holdings import download, what_is_held
-from reft_edge.coordinator.learning import metric_records
+from reft_edge.coordinator.learning import Outcome, metric_records
 from reft_edge.coordinator.memories import recall, remember, within_limit
 from reft_edge.coordinator.network_events import Broken, LinkDown, LinkUp
 from reft_edge.coordinator.open_round import OpenRound
-from reft_edge.coordinator.publishing import Chain, blobs_of, broadcast_blobs, make_task, publish_weights
-from reft_edge.coordinator.records import AssignmentRecord, MetricRecord
+from reft_edge.coordinator.publishing import blobs_of, broadcast_blobs, make_task
+from reft_edge.coordinator.records import AssignmentRecord, MetricRecord, RoundRecord
+from reft_edge.coordinator.round_weights import mend, model_is_lost, starting_model, write_weights
 from reft_edge.coordinator.rounds import Phase
 from reft_edge.coordinator.screening import UpdateLength, outliers
 from reft_edge.errors import BundleError
@@ -36,6 +38,9 @@ _log = logging.getLogger(__name__)
 KEPT_EPOCH = "kept_epoch"
 """Name of the stored metric: which epoch of distilling the round's weights are from; 0 is the merged model."""
 
+TEACHERS = "teachers"
+"""Name of the stored metric: how many devices' variants taught; fewer than were merged if our disk has lost some."""
+
 MAX_WAIT_S = 1.0
 """How long at most to wait for a message before the clock is looked at again."""
 
@@ -44,6 +49,7 @@ class Conductor:
     """Plays the rounds of one run."""
 
     def __init__(self, parts: RunParts, collector: Collector) -> None:
+        self._parts = parts
         self._settings = parts.settings
         self._run = parts.run
         self._store = parts.store
@@ -51,6 +57,7 @@ class Conductor:
         self._catalogue = parts.catalogue
         self._learner = parts.learner
         self._network = parts.network
+        self._standing = parts.standing
         self._collector = collector
         self._listener = parts.listener
         self._clock = parts.clock
@@ -97,6 +104,7 @@ class Conductor:
             case LinkUp():
                 _log.info("connected to the broker")
                 self._publish_again()
+                self._standing.keep_up(self._clock())
             case LinkDown(reason=reason):
                 _log.warning("%s; trying again", reason)
             case _:
@@ -107,27 +115,12 @@ class Conductor:
 
     def _publish(self, current: OpenRound) -> None:
         """Put this round's weights into the blob store. Tasks of an attempt before keep those that they name."""
-        published = publish_weights(
-            list(current.assignments.values()),
-            current.variants,
-            self._learner.read(self._weights()),
-            codec=self._settings.training.weights_encoding,
-            blobs=self._blobs,
-            chain=self._chain(),
-        )
+        published = write_weights(current, self._parts)
         published = recall(published, within_limit(self._store.memories(self._run)), self._blobs)
         published = [item for item in published if current.assignments[item.device].weights is None]
         self._store.save_assignments(published)
         current.assignments |= {assignment.device: assignment for assignment in published}
         self._advance(current, rounds.Published())
-
-    def _chain(self) -> Chain | None:
-        """What new weights follow from; None where deltas are off. The open round's own assignments say nothing yet."""
-        codec = self._settings.training.delta_encoding
-        if codec is None:
-            return None
-        held = what_is_held(self._store.history(self._run))
-        return Chain(codec=codec, bases=self._store.bases(self._run), held=held)
 
     def _kept_for_the_next(self) -> set[str]:
         """SHA-256 of what later rounds go on from: weights that deltas start from, and memories."""
@@ -176,11 +169,17 @@ class Conductor:
 
     def _merge(self, current: OpenRound) -> None:
         contributions = self._collector.close(self._clock())
-        outcome = self._learner.merge(self._weights(), contributions)
         number = current.key.number
+        try:
+            outcome = self._learner.merge(starting_model(self._parts), contributions)
+            memories = remember(contributions, self._blobs)
+        except ContributionError as exc:
+            if not mend(current, _of(exc.device, contributions), self._parts):
+                _log.warning("round %d: the update of %s is lost: %s", number, exc.device, exc)
+                self._collector.take_back_damaged({exc.device: str(exc)}, self._clock())
+            return  # the phase is the same, unless nothing is left
         metrics = metric_records(outcome.measured, round_number=number)
         state = rounds.advance(current.state, rounds.Merged()).round
-        memories = remember(contributions, self._blobs)
         self._store.save_round(current.key, state, merged=outcome.weights, memories=memories, metrics=metrics)
         current.state = state
         measured = dict(outcome.measured)
@@ -195,26 +194,60 @@ class Conductor:
         )
 
     def _distil(self, current: OpenRound) -> None:
-        record = next(record for record in self._store.rounds(self._run) if record.key == current.key)
-        if record.merged is None:
+        merged = self._record(current).merged
+        if merged is None:
             raise ValueError(f"round {current.key!r} is distilling without merged weights")
-        contributions = self._collector.close(self._clock())
-        outcome = self._learner.distil(
-            record.merged, contributions, round_number=current.key.number, listener=self._listener
-        )
-        state = rounds.advance(current.state, rounds.Distilled()).round
-        metrics = []
-        if outcome.kept_epoch is not None:
-            value = float(outcome.kept_epoch)
-            metrics = [MetricRecord(round=current.key.number, stage="distilled", name=KEPT_EPOCH, value=value)]
-        self._store.save_round(current.key, state, distilled=outcome.weights, metrics=metrics)
-        current.state = state
+        try:
+            self._blobs.read(merged)
+        except BundleError as exc:
+            _log.warning("round %d is merged again: %s", current.key.number, exc)
+            self._merge_again(merged)
+        self._teach(current, merged, rounds.advance(current.state, rounds.Distilled()).round)
+
+    def _merge_again(self, merged: BlobRef) -> None:
+        """Raises `FederationError` when an update has been lost as well: the model would be another."""
+        try:
+            again = self._learner.merge(starting_model(self._parts), self._collector.close(self._clock()))
+        except ContributionError as exc:
+            raise model_is_lost(merged, self._parts) from exc
+        if again.weights != merged:
+            raise model_is_lost(merged, self._parts)
+
+    def _teach(self, current: OpenRound, merged: BlobRef, after: rounds.Round) -> None:
+        """Distil from everybody whose contribution can be read; then the round's state is `after`."""
+        number = current.key.number
+        teachers = {contribution.device: contribution for contribution in self._collector.close(self._clock())}
+        outcome = Outcome(weights=merged)
+        while teachers:
+            try:
+                outcome = self._learner.distil(
+                    merged, list(teachers.values()), round_number=number, listener=self._listener
+                )
+                break
+            except ContributionError as exc:
+                if not mend(current, teachers[exc.device], self._parts):
+                    _log.warning("round %d: %s does not teach: %s", number, exc.device, exc)
+                    del teachers[exc.device]
+        notes = {} if outcome.kept_epoch is None else {KEPT_EPOCH: outcome.kept_epoch, TEACHERS: len(teachers)}
+        metrics = [
+            MetricRecord(round=number, stage="distilled", name=name, value=float(value))
+            for name, value in notes.items()
+        ]
+        self._store.save_round(current.key, after, distilled=outcome.weights, metrics=metrics)
+        current.state = after
 
     def _evaluate(self, current: OpenRound) -> None:
-        record = next(record for record in self._store.rounds(self._run) if record.key == current.key)
-        if record.distilled is None:
+        record = self._record(current)
+        if record.distilled is None or record.merged is None:
             raise ValueError(f"round {current.key!r} is evaluating without weights")
-        self._learner.load(record.distilled)
+        try:
+            self._learner.load(record.distilled)
+        except BundleError as exc:
+            _log.warning("round %d is distilled again: %s", current.key.number, exc)
+            if not self._blobs.has(record.merged.sha256):
+                raise model_is_lost(record.distilled, self._parts) from exc
+            self._teach(current, record.merged, current.state)
+            return  # the phase is the same
         measured = self._learner.evaluate("distilled")
         now = self._clock()
         number = current.key.number
@@ -222,9 +255,8 @@ class Conductor:
         self._store.save_round(current.key, state, metrics=metric_records(measured, round_number=number), closed_at=now)
         current.state = state
         values = _values(measured[-1][1] if measured else None)
-        kept = self._kept_epoch(number)
-        if kept is not None:
-            teachers = len(state.counted)
+        kept, teachers = self._noted(number, KEPT_EPOCH), self._noted(number, TEACHERS)
+        if kept is not None and teachers is not None:
             self._listener(events.RoundDistilled(round=number, teachers=teachers, kept_epoch=kept, **values))
         self._listener(
             events.RoundClosed(
@@ -237,7 +269,10 @@ class Conductor:
                 mse=values["mse"],
             )
         )
-        self._blobs.sweep(self._catalogue.blobs | {record.distilled.sha256} | self._kept_for_the_next())
+        deployed = kept_blobs(self._store, self._settings.federation)
+        self._blobs.sweep(
+            self._catalogue.blobs | {record.distilled.sha256} | self._kept_for_the_next() | deployed
+        )
 
     # Sending.
 
@@ -273,22 +308,19 @@ class Conductor:
 
     # Saving and telling.
 
-    def _weights(self) -> BlobRef:
-        """The global tensors that the open round started with: they are replaced when it has distilled."""
-        return self._store.weights(self._run)
+    def _record(self, current: OpenRound) -> RoundRecord:
+        return next(record for record in self._store.rounds(self._run) if record.key == current.key)
 
     def _advance(self, current: OpenRound, event: rounds.Event) -> None:
         state = rounds.advance(current.state, event).round
         self._store.save_round(current.key, state)
         current.state = state
 
-    def _kept_epoch(self, number: int) -> int | None:
-        """The epoch that distilling kept in a round; None when nothing was distilled."""
+    def _noted(self, number: int, name: str) -> int | None:
+        """What was noted about distilling in a round; None when nothing was distilled."""
         metrics = self._store.metrics(self._run)
-        kept = [
-            item.value for item in metrics if (item.round, item.stage, item.name) == (number, "distilled", KEPT_EPOCH)
-        ]
-        return int(kept[0]) if kept else None
+        values = [item.value for item in metrics if (item.round, item.stage, item.name) == (number, "distilled", name)]
+        return int(values[0]) if values else None
 
     def _tell_started(self, current: OpenRound) -> None:
         self._listener(
@@ -338,6 +370,10 @@ def clear_leftovers(parts: RunParts, assignments: list[AssignmentRecord]) -> Non
     variants = {item.variant: parts.catalogue.named(item.variant) for item in assignments}
     for ref in broadcast_blobs(assignments, variants):
         parts.network.clear_broadcast(ref.sha256, count_blocks(ref.size_bytes))
+
+
+def _of(device: str, contributions: Iterable[Contribution]) -> Contribution:
+    return next(contribution for contribution in contributions if contribution.device == device)
 
 
 def _values(metrics: Metrics | None) -> dict[str, float | None]:

@@ -8,6 +8,8 @@ is a `BundleError` whose text is the reason that the store keeps. How an update 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -51,6 +53,14 @@ MAX_LOSS = float(np.finfo(np.float32).max)
 """Devices compute in float32."""
 
 
+class ContributionError(BundleError):
+    """One device's contribution cannot be read or must not be used; the text says why."""
+
+    def __init__(self, device: str, reason: str) -> None:
+        super().__init__(reason)
+        self.device = device
+
+
 @dataclass(frozen=True, kw_only=True)
 class Contribution:
     """One device's part in a merge: which variant it trained, from which weights, and its update."""
@@ -67,24 +77,26 @@ class Contribution:
 
 
 def received_weights(contribution: Contribution, blobs: BlobStore) -> dict[str, Array]:
-    """The weights as the device decoded them: what its update was trained from. Raises `BundleError`."""
-    data = blobs.read(contribution.weights.blob)
-    return decode_tensors(data, contribution.weights.codec, contribution.variant.manifest.tensors)
+    """The weights as the device decoded them: what its update was trained from. Raises `ContributionError`."""
+    with _blamed_on(contribution):
+        data = blobs.read(contribution.weights.blob)
+        return decode_tensors(data, contribution.weights.codec, contribution.variant.manifest.tensors)
 
 
 def read_update(contribution: Contribution, blobs: BlobStore) -> dict[str, Array]:
-    """The update's tensors, of the variant's names and shapes. Raises `BundleError`."""
+    """The update's tensors, of the variant's names and shapes. Raises `ContributionError`."""
     return decode_contribution(contribution, blobs)[0]
 
 
 def decode_contribution(contribution: Contribution, blobs: BlobStore) -> tuple[dict[str, Array], dict[str, Array]]:
-    """The update's tensors, and what to remember of the device if they are merged. Raises `BundleError`."""
+    """The update's tensors, and what to remember of the device if they are merged. Raises `ContributionError`."""
     manifest = contribution.variant.manifest
     memory: Tensors | None = None
-    if contribution.memory is not None:
-        memory = unpack_tensors(blobs.read(contribution.memory), max_bytes=memory_limit(manifest))[0]
-    data = blobs.read(contribution.update.blob)
-    return decode_update(contribution.compensation, data, contribution.update.codec, manifest.tensors, memory)
+    with _blamed_on(contribution):
+        if contribution.memory is not None:
+            memory = unpack_tensors(blobs.read(contribution.memory), max_bytes=memory_limit(manifest))[0]
+        data = blobs.read(contribution.update.blob)
+        return decode_update(contribution.compensation, data, contribution.update.codec, manifest.tensors, memory)
 
 
 def memory_limit(manifest: Manifest) -> int:
@@ -128,17 +140,26 @@ def check_update(contribution: Contribution, blobs: BlobStore, *, max_steps: int
 
 
 def update_length(contribution: Contribution, blobs: BlobStore) -> UpdateLength:
-    """How long a checked update is, for the comparison with its cohort. Raises `BundleError`."""
+    """How long a checked update is, for the comparison with its cohort. Raises `ContributionError`."""
     manifest = contribution.variant.manifest
     n_parameters = sum(spec.n_elements for spec in manifest.parameters)
     return UpdateLength(_norm(read_update(contribution, blobs), manifest), n_parameters)
 
 
 def trained_weights(contribution: Contribution, blobs: BlobStore) -> dict[str, Array]:
-    """The weights that the device ended with: received plus update. Raises `BundleError`."""
+    """The weights that the device ended with: received plus update. Raises `ContributionError`."""
     weights = received_weights(contribution, blobs)
     delta = read_update(contribution, blobs)
     return {name: (weights[name] + delta[name]).astype(weights[name].dtype) for name in weights}
+
+
+@contextmanager
+def _blamed_on(contribution: Contribution) -> Iterator[None]:
+    """Say whose contribution could not be read."""
+    try:
+        yield
+    except BundleError as exc:
+        raise ContributionError(contribution.device, str(exc)) from exc
 
 
 def _absurd_metric(update: UpdateManifest, manifest: Manifest) -> str:

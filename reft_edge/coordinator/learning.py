@@ -17,7 +17,7 @@ from reft_edge.bundle.container import container_limit, pack_tensors, unpack_ten
 from reft_edge.coordinator.aggregation import ClientUpdate, merge
 from reft_edge.coordinator.aggregation_settings import AggregationSettings
 from reft_edge.coordinator.batch_norm import has_batch_norm, reestimate_batch_norm
-from reft_edge.coordinator.contributions import Contribution, read_update, trained_weights
+from reft_edge.coordinator.contributions import Contribution, ContributionError, read_update, trained_weights
 from reft_edge.coordinator.distillation import DistillationProgress, distil, views_of
 from reft_edge.coordinator.ensemble import Teacher, teacher_of
 from reft_edge.coordinator.evaluation import Metrics, evaluate
@@ -25,6 +25,7 @@ from reft_edge.coordinator.events import Distilling, Listener, ignore
 from reft_edge.coordinator.records import MetricRecord, Stage
 from reft_edge.coordinator.robust.merging import merge_robustly
 from reft_edge.coordinator.screening import bounded_weights
+from reft_edge.errors import BundleError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -114,7 +115,10 @@ class Learner:
         return ((stage, evaluate(self.model, self._options.test)),)
 
     def merge(self, weights: BlobRef, contributions: Sequence[Contribution]) -> Outcome:
-        """The step that the updates give by the rule of the settings, then batch-norm statistics from public inputs."""
+        """The step that the updates give by the rule of the settings, then batch-norm statistics from public inputs.
+
+        Raises `ContributionError` for an update that cannot be read, `BundleError` for such weights.
+        """
         self._load(self._merged(self.read(weights), contributions))
         measured = self.evaluate("merged")
         if self._options.public is not None and reestimate_batch_norm(self.model, self._options.public.inputs):
@@ -129,7 +133,10 @@ class Learner:
         round_number: int,
         listener: Listener = ignore,
     ) -> Outcome:
-        """The merged model taught by the updated variants; unchanged when distillation is off."""
+        """The merged model taught by the updated variants; unchanged when distillation is off.
+
+        Raises `ContributionError` for a variant that cannot be read, `BundleError` for such weights.
+        """
         options = self._options
         self.load(merged)
         if options.public is None or options.distillation.epochs == 0:
@@ -182,7 +189,10 @@ class Learner:
         return [self._teacher(one, views, samples[one.device]) for one in contributions]
 
     def _teacher(self, contribution: Contribution, views: Views, samples: float) -> Teacher:
-        graph = self._blobs.read(contribution.variant.manifest.inference_graph)
+        try:
+            graph = self._blobs.read(contribution.variant.manifest.inference_graph)
+        except BundleError as exc:
+            raise ContributionError(contribution.device, str(exc)) from exc
         weights: Tensors = trained_weights(contribution, self._blobs)
         if has_batch_norm(self.model):
             weights = self._with_public_statistics(contribution.variant.ratio, weights, views.inputs)

@@ -59,7 +59,7 @@ def _recalled(assignment: AssignmentRecord, memory: MergedMemory | None, blobs: 
 
 
 def remember(contributions: Iterable[Contribution], blobs: BlobStore) -> dict[str, BlobRef]:
-    """Store what to remember once these updates are merged; by device. One at a time. Raises `BundleError`."""
+    """Store what to remember once these updates are merged; by device. One at a time. Raises `ContributionError`."""
     return {
         contribution.device: blobs.put(pack_tensors(decode_contribution(contribution, blobs)[1]))
         for contribution in contributions

@@ -15,8 +15,9 @@ update in time but waits for its turn to upload gets `grace_s` more. Without the
 limited number of times, or the round fails, as `RoundRules` say.
 
 Screening looks at the updates beside each other and may take some back. It happens once: with the smaller cohort
-that it leaves, another look might take back more. The quorum is about answers in time, so it is not asked again: else a
-few devices with odd updates could stop every round. Only a round with nothing left to merge fails.
+that it leaves, another look might take back more. While merging, what our own disk has lost is taken back. The quorum
+is about answers in time, so it is not asked again: else a few devices with odd updates could stop every round. Only a
+round with nothing left to merge fails.
 
 What this module does not know: blobs, weights, topics, the database.
 """
@@ -123,6 +124,13 @@ class Screened(msgspec.Struct, frozen=True, kw_only=True):
     """Device -> reason."""
 
 
+class Damaged(msgspec.Struct, frozen=True, kw_only=True):
+    """Updates that counted cannot be read any more."""
+
+    taken_back: dict[str, str]
+    """Device -> reason."""
+
+
 class Merged(msgspec.Struct, frozen=True, kw_only=True):
     """The merged weights are stored."""
 
@@ -202,7 +210,7 @@ class Tick(msgspec.Struct, frozen=True, kw_only=True):
     now: float
 
 
-OwnEvent: TypeAlias = Published | Opened | Resumed | Screened | Merged | Distilled | Evaluated
+OwnEvent: TypeAlias = Published | Opened | Resumed | Screened | Damaged | Merged | Distilled | Evaluated
 DeviceEvent: TypeAlias = Accepted | Refused | Failed | Offered | Received | Rejected | Lost
 PresenceEvent: TypeAlias = Absent | Present
 Event: TypeAlias = OwnEvent | DeviceEvent | PresenceEvent | Tick
@@ -213,13 +221,14 @@ TRANSITIONS: Mapping[tuple[Phase, type[OwnEvent]], Phase] = MappingProxyType(
         (Phase.PUBLISHED, Opened): Phase.COLLECTING,
         (Phase.COLLECTING, Resumed): Phase.COLLECTING,
         (Phase.SCREENING, Screened): Phase.MERGING,
+        (Phase.MERGING, Damaged): Phase.MERGING,
         (Phase.MERGING, Merged): Phase.DISTILLING,
         (Phase.DISTILLING, Distilled): Phase.EVALUATING,
         (Phase.EVALUATING, Evaluated): Phase.CLOSED,
     }
 )
 """Everything the coordinator does itself. Collecting ends by device events and by the clock: see `_settle`. Screening
-fails the round instead when it leaves nothing: see `_screen`."""
+fails the round instead when it leaves nothing: see `_take_back`."""
 
 STANDING_AFTER: Mapping[type[DeviceEvent], Standing] = MappingProxyType(
     {
@@ -328,8 +337,8 @@ def advance(state: Round, event: Event) -> Step:
         after = TRANSITIONS.get((state.phase, type(event)))
         if after is None:
             raise LocalProtocolError(f"{type(event).__name__} is not legal in phase {state.phase.value!r}")
-        if isinstance(event, Screened):
-            return Step(_screen(state, event, after))
+        if isinstance(event, Screened | Damaged):
+            return Step(_take_back(state, event, after))
         return Step(msgspec.structs.replace(state, phase=after, deadline=_deadline_after(state, event)))
     if isinstance(event, Absent | Present):
         return Step(_settle(_see(state, event), event.now))
@@ -344,7 +353,7 @@ def _deadline_after(state: Round, event: OwnEvent) -> float | None:
     return state.deadline
 
 
-def _screen(state: Round, event: Screened, after: Phase) -> Round:
+def _take_back(state: Round, event: Screened | Damaged, after: Phase) -> Round:
     """Take updates back; with nothing left the round fails, else it goes on in phase `after`."""
     if strangers := sorted(event.taken_back.keys() - state.counted.keys()):
         raise LocalProtocolError(f"the update of {strangers[0]!r} cannot be taken back: it does not count")

@@ -82,7 +82,7 @@ class BlobStore:
             raise BundleError(f"blob {ref.sha256[:12]}… cannot be read: {exc.strerror or exc}") from exc
         if len(data) != ref.size_bytes or hashlib.sha256(data).hexdigest() != ref.sha256:
             self.remove(ref.sha256)
-            raise BundleError(f"blob {ref.sha256[:12]}… is damaged on disk and was removed; it will be fetched again")
+            raise BundleError(f"blob {ref.sha256[:12]}… is damaged on disk and was removed")
         return data
 
     def remove(self, sha256: str) -> None:

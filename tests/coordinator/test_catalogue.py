@@ -60,6 +60,21 @@ def test_variants_are_the_same_for_the_same_seed_and_survive_a_restart(open_cata
     stored.close()
 
 
+@pytest.mark.parametrize("part", ["manifest", "channels", "training_graph", "inference_graph"])
+def test_a_variant_that_our_own_disk_lost_is_made_again_byte_for_byte(open_catalogue, part):
+    catalogue, blobs, _ = open_catalogue()
+    made = catalogue.variant(0.5)
+    (record,) = catalogue._store.variants("run")
+    lost = getattr(record, part, None) or getattr(made.manifest, part)
+    before = blobs.read(lost)
+    blobs.path(lost.sha256).write_bytes(b"bits rot")
+    catalogue.mend()
+    again = catalogue.named("0.5")
+    assert (again.manifest, again.manifest_blob, again.channels) == (made.manifest, made.manifest_blob, made.channels)
+    assert blobs.read(lost) == before
+    assert catalogue._store.variants("run") == [record]
+
+
 def test_limits_hold_for_every_variant_and_ratios_prune_on_from_the_largest_within(tmp_path):
     model = initial_model(SETTINGS, base_dir=tmp_path, seed=1)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from reft_edge.bundle.manifest import Manifest
 from reft_edge.cli.main import main
 from reft_edge.coordinator import events
 from reft_edge.coordinator.collecting import MAX_ANNOUNCED
@@ -279,3 +280,74 @@ def test_updates_that_our_own_disk_lost_are_no_devices_fault_and_the_round_is_re
     assert "no update is left to merge" in failed.reason
     assert summary.updates == {"damaged": 1, "merged": 1}
     assert summary.quarantined == []
+
+
+def damage_after(monkeypatch, hostile, damages):
+    """Overwrite blobs as soon as the round has come to a phase: `damages` gives their hashes by phase, each once."""
+    save_round, left = Store.save_round, dict(damages)
+
+    def save_and_damage(store, key, state, **kwargs):
+        save_round(store, key, state, **kwargs)
+        choose = left.pop(state.phase, None)
+        for ref in choose(store, key) if choose is not None else ():
+            (hostile.output / BLOBS / ref.sha256).write_bytes(b"bits rot")
+
+    monkeypatch.setattr(Store, "save_round", save_and_damage)
+
+
+def counted_update(device):
+    def choose(store, key):
+        (part,) = [record for record in store.assignments(key) if record.device == device]
+        return [store.update(part.task, part.update).manifest.blob]
+
+    return choose
+
+
+def test_an_update_that_our_own_disk_lost_late_costs_itself_and_not_the_run(hostile, monkeypatch, caplog):
+    """While merging it is not merged; while distilling it does not teach."""
+    hostile.write(4, rounds=1, extra="rejection.quarantine_after = 1")
+    hostile.start(*GOOD)
+    losses = {Phase.MERGING: counted_update("good-2"), Phase.DISTILLING: counted_update("good-3")}
+    damage_after(monkeypatch, hostile, losses)
+    summary, seen = hostile.run()
+    assert summary.updates == {"damaged": 1, "merged": 3}
+    assert summary.quarantined == []
+    assert [event.teachers for event in of_kind(seen, events.RoundDistilled)] == [2]
+    assert not of_kind(seen, events.RoundFailed)
+    told = [record.getMessage() for record in caplog.records]
+    for words in ("the update of good-2 is lost: blob .* is damaged", "good-3 does not teach: blob .* is damaged"):
+        assert any(re.search(words, line) for line in told)
+
+
+def test_what_our_own_disk_lost_is_derived_again_where_it_follows_from_something_else(hostile, monkeypatch):
+    hostile.write(2, rounds=1)
+    hostile.start("good-1", "good-2")
+
+    def weights(store, key):
+        return [store.assignments(key)[0].weights.blob]
+
+    def merged_and_graph(store, key):
+        (record,), (variant,) = store.rounds(key.run), store.variants(key.run)
+        manifest = Manifest.from_json((hostile.output / BLOBS / variant.manifest.sha256).read_bytes())
+        return [record.merged, manifest.inference_graph, *weights(store, key)]
+
+    def distilled(store, key):
+        return [store.rounds(key.run)[0].distilled]
+
+    undisturbed, _ = hostile.run()
+    losses = {Phase.MERGING: weights, Phase.DISTILLING: merged_and_graph, Phase.EVALUATING: distilled}
+    damage_after(monkeypatch, hostile, losses)
+    disturbed, seen = hostile.run(new_run=True)
+    assert disturbed.updates == undisturbed.updates == {"merged": 2}
+    assert [event.teachers for event in of_kind(seen, events.RoundDistilled)] == [2]
+    with hostile.store() as store:
+        assert store.weights(disturbed.run) == store.weights(undisturbed.run)
+
+
+def test_a_lost_global_model_is_an_error_that_says_what_to_do(hostile, monkeypatch):
+    hostile.write(1, rounds=1)
+    hostile.start("good")
+    damage_after(monkeypatch, hostile, {Phase.MERGING: lambda store, key: [store.weights(key.run)]})
+    for _ in ("as it is found", "as it is started again"):
+        with pytest.raises(FederationError, match=r"lost the global model, .*blobs/[0-9a-f]{64}: bring .* --new-run"):
+            hostile.run()
