@@ -11,7 +11,6 @@ import contextlib
 import os
 import select
 import signal
-import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,9 +19,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from reft_edge.agent.child import start_child
 from reft_edge.agent.settings import AgentSettings
 from reft_edge.agent.spool import write_atomically
-from reft_edge.agent.supervisor import child_environment
 from reft_edge.errors import RemoteProtocolError, ResourceError
 
 WARN_BEFORE = timedelta(days=30)
@@ -156,28 +155,15 @@ def _holds(path: Path, data: bytes) -> bool:
 
 def _ask(request: ReportRequest) -> CertificateReport:
     """Have a child look. Raises `ResourceError` when it gives no answer."""
-    request_in, request_out = os.pipe()
-    answer_in, answer_out = os.pipe()
-    arguments = [sys.executable, "-m", "reft_edge.agent.certificate_report"]
-    actions = [(os.POSIX_SPAWN_DUP2, request_in, 0), (os.POSIX_SPAWN_DUP2, answer_out, 1)]
+    child = start_child("reft_edge.agent.certificate_report")
     try:
-        # The `subprocess` module would stay in the daemon with a megabyte.
-        pid = os.posix_spawn(sys.executable, arguments, child_environment(), file_actions=actions)
-    except OSError as exc:
-        os.close(request_out)
-        os.close(answer_in)
-        raise ResourceError(f"no process can be started: {exc.strerror or exc}") from exc
-    finally:
-        os.close(request_in)
-        os.close(answer_out)
-    try:
-        with contextlib.suppress(BrokenPipeError), os.fdopen(request_out, "wb") as stream:
+        with contextlib.suppress(BrokenPipeError), os.fdopen(child.requests, "wb") as stream:
             stream.write(msgspec.json.encode(request))
-        data = _read(answer_in, REPORT_TIMEOUT_S)
+        data = _read(child.answers, REPORT_TIMEOUT_S)
     finally:
-        os.close(answer_in)
-        os.kill(pid, signal.SIGKILL)  # has ended, or is of no use any more; not yet waited for, so it is ours
-        os.waitpid(pid, 0)
+        os.close(child.answers)
+        os.kill(child.pid, signal.SIGKILL)  # has ended, or is of no use any more; not yet waited for, so it is ours
+        os.waitpid(child.pid, 0)
     try:
         return msgspec.json.decode(data, type=CertificateReport)
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:

@@ -1,8 +1,7 @@
 """The worker process as the daemon sees it: start it when there is work, hear what it says, notice how it ended.
 
-The worker is started with `posix_spawn` (the `subprocess` module would cost the daemon a megabyte). One thread a worker
-reads its answers and waits for its end; both become events in the daemon's queue. Nothing here restarts anything: what
-a death means is the daemon's business.
+One thread a worker reads its answers and waits for its end; both become events in the daemon's queue. Nothing here
+restarts anything: what a death means is the daemon's business.
 """
 
 from __future__ import annotations
@@ -12,16 +11,15 @@ import logging
 import os
 import queue
 import signal
-import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import reft_edge
+from reft_edge.agent.child import start_child
 from reft_edge.agent.protocol import Answer, Command, Configure, decode_answer, encode_line
 from reft_edge.agent.session_words import FailureKind
-from reft_edge.errors import LocalProtocolError, ResourceError
+from reft_edge.errors import LocalProtocolError
 
 STOP_S = 3.0
 """A worker that is told to go ends at once; one that does not, for example in a long system call, is killed."""
@@ -29,9 +27,6 @@ STOP_S = 3.0
 NEAR_LIMIT = 0.8
 """A worker that died by a signal having used this share of its memory limit died of it: libraries abort when an
 allocation fails where they cannot report it."""
-
-_PACKAGE_PARENT = str(Path(reft_edge.__file__).resolve().parent.parent)
-"""The worker runs the same package as the daemon, wherever that was imported from."""
 
 logger = logging.getLogger(__name__)
 
@@ -95,22 +90,10 @@ class Supervisor:
                 reader.join()
 
     def _start(self) -> None:
-        commands_in, commands_out = os.pipe()
-        answers_in, answers_out = os.pipe()
-        arguments = [sys.executable, "-m", "reft_edge.agent.worker", str(os.getpid())]
-        actions = [(os.POSIX_SPAWN_DUP2, commands_in, 0), (os.POSIX_SPAWN_DUP2, answers_out, 1)]
-        try:
-            pid = os.posix_spawn(sys.executable, arguments, child_environment(), file_actions=actions)
-        except OSError as exc:
-            os.close(commands_out)
-            os.close(answers_in)
-            raise ResourceError(f"the worker process cannot be started: {exc.strerror or exc}") from exc
-        finally:
-            os.close(commands_in)
-            os.close(answers_out)
+        pid, self._commands, answers = start_child("reft_edge.agent.worker", str(os.getpid()))
         logger.debug("worker %d started", pid)
-        self._pid, self._commands = pid, commands_out
-        self._reader = threading.Thread(target=self._read, args=(pid, answers_in), name="worker", daemon=True)
+        self._pid = pid
+        self._reader = threading.Thread(target=self._read, args=(pid, answers), name="worker", daemon=True)
         self._reader.start()
         self._write(self._configure)
 
@@ -161,16 +144,3 @@ def _oom_kills() -> int:
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
     return 0
-
-
-def child_environment() -> dict[str, str]:
-    """For a child: the daemon's environment, with settings that keep a small process small."""
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, (_PACKAGE_PARENT, os.environ.get("PYTHONPATH")))),
-        # Each allocator arena reserves and fragments memory of its own; onnxruntime's threads allocate little.
-        "MALLOC_ARENA_MAX": "2",
-        # numpy multiplies no matrices here; its thread pool would only take memory.
-        "OPENBLAS_NUM_THREADS": "1",
-        "OMP_NUM_THREADS": "1",
-    }
