@@ -45,14 +45,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
+from reft_edge.cli.processes import dashboard_beside, ending_on_sigterm
 from reft_edge.cli.run_arguments import port_number
 from reft_edge.errors import ConfigError, PlanError
 
@@ -119,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
     preparation = prepare(settings, args.settings.resolve().parent)
     if args.check:
         return _check(preparation, args)
-    with _ending_on_sigterm():
+    with ending_on_sigterm():
         try:
             return _run(preparation, args)
         except KeyboardInterrupt:
@@ -134,7 +132,7 @@ def _run(preparation: Preparation, args: argparse.Namespace) -> int:
     from reft_edge.coordinator.server import Coordinator
 
     with (
-        _dashboard(args.settings, args.dashboard),
+        dashboard_beside(args.settings, args.dashboard),
         _listener(args.progress) as show,
         _with_metrics(show, args.metrics, args.settings) as listener,
     ):
@@ -166,20 +164,6 @@ def _listener(progress: str) -> Iterator[Listener]:
         shown = watcher(console)
     with shown:
         yield shown.show
-
-
-@contextlib.contextmanager
-def _dashboard(settings: Path, port: int | None) -> Iterator[None]:
-    """The dashboard in a process of its own, where a port is given: its work does not delay rounds."""
-    if port is None:
-        yield
-        return
-    command = [sys.executable, "-m", "reft_edge", "dashboard", str(settings), "--port", str(port)]
-    with subprocess.Popen(command, stdout=sys.stderr) as process:
-        try:
-            yield
-        finally:
-            process.terminate()
 
 
 @contextlib.contextmanager
@@ -260,17 +244,3 @@ def _check(preparation: Preparation, args: argparse.Namespace) -> int:
             print(f"{device.device}: {chosen}: {device.reason}")
         print("No device can take part." if nobody else "All right.")
     return PlanError.exit_code if nobody else 0
-
-
-@contextlib.contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """SIGTERM does what Ctrl-C does."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

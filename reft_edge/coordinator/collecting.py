@@ -69,7 +69,8 @@ class Collector:
         self._blobs = parts.blobs
         self._network = parts.network
         self._fleet = parts.fleet
-        self._records = FleetRecords(parts.store, parts.fleet, federation=parts.settings.federation)
+        self._records = FleetRecords(parts.store, parts.fleet)
+        self._standing = parts.standing
         self._rejected = parts.rejected
         self._listener = parts.listener
         self._complaints = for_complaints()
@@ -87,6 +88,7 @@ class Collector:
                     self._tell_device(device)
             case FromDevice(device=device, message=Condition() as condition):
                 self._records.hear_condition(device, condition, now)
+                self._standing.hear(device, condition, now)
             case FromDevice(device=device, message=Accepted() | Refused() | Failed() | Progress() | Done() as report):
                 self._hear_report(device, report, now)
             case Disowned(device=device):

@@ -75,6 +75,10 @@ class Fleet:
         """Forget what a device has told; until it tells it anew, it gets no tasks."""
         self._devices[device] = msgspec.structs.replace(self[device], announcement=None, certificate="")
 
+    def known(self) -> list[Device]:
+        """Devices that have told what they can do, whether or not they are there, by name."""
+        return [device for _, device in sorted(self._devices.items()) if device.announcement]
+
     def ready(self) -> list[Device]:
         """Devices that are online and have told what they can do, by name."""
         return [device for _, device in sorted(self._devices.items()) if device.online and device.announcement]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reft_edge.coordinator.deploying.rollout import after_condition, after_rollback
 from reft_edge.coordinator.records import ConditionRecord, DeviceRecord, PresenceRecord
 
 if TYPE_CHECKING:
@@ -21,10 +20,9 @@ if TYPE_CHECKING:
 class FleetRecords:
     """Feeds the fleet and the store. Times are Unix seconds."""
 
-    def __init__(self, store: Store, fleet: Fleet, *, federation: str) -> None:
+    def __init__(self, store: Store, fleet: Fleet) -> None:
         self._store = store
         self._fleet = fleet
-        self._federation = federation
         self._online = {record.device: record.online for record in store.presence()}
 
     def hear_status(self, device: str, status: Status, now: float) -> bool:
@@ -44,13 +42,4 @@ class FleetRecords:
         return True
 
     def hear_condition(self, device: str, condition: Condition, now: float) -> None:
-        """Also what became of the latest deployment, of which the device may hear when nobody rolls it out any more."""
         self._store.save_condition(ConditionRecord(device=device, condition=condition, seen_at=now))
-        latest = self._store.latest_deployment(self._federation)
-        part = None if latest is None else self._store.deployed_device(latest.deployment, device)
-        if latest is None or part is None:
-            return
-        undone = latest.state in ("rolling_back", "rolled_back")
-        after = (after_rollback if undone else after_condition)(part, condition, now)
-        if after != part:
-            self._store.save_deployed_device(after)

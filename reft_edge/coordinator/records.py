@@ -12,7 +12,7 @@ import msgspec
 
 from reft_edge.bundle.manifest import BlobRef
 from reft_edge.wire.compensation_names import Compensation
-from reft_edge.wire.deployment import Condition, Health, HealthRules, ModelFile
+from reft_edge.wire.deployment import Condition, Health, HealthRules, ModelFile, Precision
 from reft_edge.wire.messages import (
     Digest,
     Measured,
@@ -313,10 +313,20 @@ class DeployedDevice(msgspec.Struct, frozen=True, kw_only=True):
     why: str = ""
     """Why it gets this model."""
     wave: Wave
+    undone: bool = False
+    """Whether it is to go back to what it served before."""
     state: DeployedState = "waiting"
     reason: str = ""
     """Why it refused, failed or was not waited for."""
+    precision: Precision | None = None
+    """Of the file that it took."""
     health: tuple[Health, ...] = ()
     """What it measured, a file each."""
     asked_at: float | None = None
     answered_at: float | None = None
+
+    @property
+    def measured(self) -> Health | None:
+        """Of the file that it took; of one that it did not take otherwise."""
+        taken = (one for one in self.health if one.precision == self.precision)
+        return next(taken, next(iter(self.health), None))

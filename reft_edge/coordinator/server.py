@@ -19,6 +19,7 @@ import msgspec
 
 from reft_edge.coordinator import events
 from reft_edge.coordinator.catalogue import Catalogue
+from reft_edge.coordinator.deploying.standing import StandingDeployment, kept_blobs
 from reft_edge.coordinator.event_log import EVENTS_FILE, EventLog, read_log
 from reft_edge.coordinator.exporting import Exporter
 from reft_edge.coordinator.file_metadata import Origin
@@ -160,6 +161,14 @@ class Coordinator:
     def _play(self, store: Store, record: RunRecord, listener: events.Listener, *, resumed: bool) -> None:
         blobs = self._blobs()
         keys = self._device_keys()
+        federation = self._settings.federation
+        network = Network(
+            self._settings.broker.resolved_in(self._preparation.base_dir),
+            federation=federation,
+            blobs=blobs,
+            max_parallel_uploads=self._settings.max_parallel_uploads,
+            keys=keys,
+        )
         parts = RunParts(
             run=record.run,
             settings=self._settings,
@@ -167,13 +176,8 @@ class Coordinator:
             blobs=blobs,
             catalogue=Catalogue(self._preparation.workshop(), run=record.run, store=store, blobs=blobs),
             learner=self._learner(),
-            network=Network(
-                self._settings.broker.resolved_in(self._preparation.base_dir),
-                federation=self._settings.federation,
-                blobs=blobs,
-                max_parallel_uploads=self._settings.max_parallel_uploads,
-                keys=keys,
-            ),
+            network=network,
+            standing=StandingDeployment(store=store, network=network, blobs=blobs, federation=federation),
             fleet=Fleet(device for device in store.devices() if keys is None or keys.recall(device)),
             rejected=self._rejected(),
             listener=listener,
@@ -201,7 +205,8 @@ class Coordinator:
         if not parts.network.wait_until_said(FAREWELL_S):
             _log.warning("the broker is away; devices will not hear that the run is over until the next one begins")
         # A process that was killed as the last round closed has left that round's updates.
-        parts.blobs.sweep(parts.catalogue.blobs | {parts.store.weights(parts.run).sha256})
+        deployed = kept_blobs(parts.store, self._settings.federation)
+        parts.blobs.sweep(parts.catalogue.blobs | {parts.store.weights(parts.run).sha256} | deployed)
         parts.store.set_run_state(parts.run, "finished", ended_at=self._clock())
 
     def _export(self, parts: RunParts) -> None:

@@ -14,8 +14,9 @@ import msgspec
 from msgspec import Meta
 
 from reft_edge.bundle.manifest import SGD, CrossEntropy, Loss, MeanSquaredError, Optimizer
-from reft_edge.config import load_settings
+from reft_edge.config import convert_settings, read_toml
 from reft_edge.coordinator.aggregation_settings import AggregationSettings
+from reft_edge.coordinator.deployment_settings import DeploymentSettings
 from reft_edge.coordinator.distillation_settings import DistillationSettings
 from reft_edge.coordinator.planning import DEFAULT_RATIOS
 from reft_edge.coordinator.policies import find_policy
@@ -193,6 +194,7 @@ class FederationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     aggregation: AggregationSettings = AggregationSettings()
     distillation: DistillationSettings = DistillationSettings()
     rejection: RejectionSettings = RejectionSettings()
+    deployment: DeploymentSettings = DeploymentSettings()
     output: OutputSettings = OutputSettings()
     trust: CoordinatorTrust | None = None
 
@@ -210,7 +212,10 @@ class FederationSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
 def load_federation(path: Path) -> FederationSettings:
     """Read and check federation.toml. Raises `ConfigError` with file, key and the way out."""
-    settings = load_settings(path, FederationSettings)
+    table = read_toml(path)
+    if "device" in table:
+        raise ConfigError(f"{path} is an agent's settings file; give the federation's")
+    settings = convert_settings(table, FederationSettings, origin=str(path))
     try:
         check_federation(settings)
     except ConfigError as exc:

@@ -29,7 +29,7 @@ import msgspec
 
 from reft_edge.coordinator.records import DeployedDevice, DeployedState, DeploymentRecord, Wave
 from reft_edge.errors import LocalProtocolError
-from reft_edge.wire.deployment import Attempt, Condition
+from reft_edge.wire.deployment import Attempt, Condition, Health
 
 MAX_REASON = 500
 """Characters of a device's reason that are stored and shown."""
@@ -197,12 +197,14 @@ def start_rollout(
 
 
 def resume_rollout(
-    record: DeploymentRecord, parts: Iterable[DeployedDevice], *, rules: RolloutRules, now: float
+    record: DeploymentRecord,
+    parts: Iterable[DeployedDevice],
+    *,
+    online: Iterable[str],
+    rules: RolloutRules,
+    now: float,
 ) -> Rollout:
-    """The state as it was stored last; nobody is known to be online until `Present` says so.
-
-    Where it was interrupted, the devices tell how far it had come.
-    """
+    """The state as it was stored last. Where it was interrupted, the devices tell how far it had come."""
     by_device = {part.device: part for part in parts}
     if record.state in ("done", "rolling_back", "rolled_back"):
         phase = Phase(record.state)
@@ -217,7 +219,7 @@ def resume_rollout(
         phase=phase,
         since=record.since,
         reason=record.reason if phase in (Phase.ROLLING_BACK, Phase.ROLLED_BACK) else "",
-        absent_since=dict.fromkeys(by_device, now),
+        absent_since=dict.fromkeys(sorted(by_device.keys() - set(online)), now),
     )
 
 
@@ -241,12 +243,11 @@ def advance(state: Rollout, event: Event) -> Rollout:
     return _settle(state, event.now)
 
 
-def word_for(state: Rollout, device: str) -> Word | None:
+def word_for(part: DeployedDevice) -> Word | None:
     """What this device should have been told last. None: nothing."""
-    part = state.parts[device]
     if part.asked_at is None:
         return None
-    return "rollback" if state.phase in (Phase.ROLLING_BACK, Phase.ROLLED_BACK) else "deploy"
+    return "rollback" if part.undone else "deploy"
 
 
 def after_condition(part: DeployedDevice, condition: Condition, now: float) -> DeployedDevice:
@@ -256,31 +257,32 @@ def after_condition(part: DeployedDevice, condition: Condition, now: float) -> D
     """
     if part.asked_at is None:
         return part
-    attempt = condition.attempt
-    about = attempt is not None and attempt.deployment == part.deployment and attempt.model in ("", part.model)
-    serving = condition.serving
+    if part.undone:
+        kept = part.state in ("refused", "failed")
+        return part if kept or not _is_undone(part, condition) else _answered(part, "rolled_back", "", now)
+    attempt, serving = condition.attempt, condition.serving
+    if attempt is not None and (attempt.deployment != part.deployment or attempt.model not in ("", part.model)):
+        attempt = None
     if serving is not None and serving.deployment == part.deployment and serving.model == part.model:
-        health = attempt.health if attempt is not None and about else part.health
-        return _answered(part, "serving", "", now, health=health)
+        part = msgspec.structs.replace(part, precision=serving.precision)
+        return _answered(part, "serving", "", now, None if attempt is None else attempt.health)
     if part.state == "serving":
         instead = "nothing" if serving is None else f"version {serving.version}"
         return _answered(part, "failed", f"it went back and serves {instead}", now)
-    if attempt is None or not about:
-        return part
+    return part if attempt is None else _after_attempt(part, attempt, now)
+
+
+def _after_attempt(part: DeployedDevice, attempt: Attempt, now: float) -> DeployedDevice:
+    """Of a device that does not serve it."""
     reason = (attempt.reason or attempt.kind)[:MAX_REASON]
-    if attempt.state in ("refused", "failed"):
-        return _answered(part, attempt.state, reason, now, health=attempt.health)
-    if attempt.state == "rolled_back":
-        return _answered(part, "failed", reason or "it went back by itself", now, health=attempt.health)
-    if attempt.state in ("fetching", "checking") and part.state != "late":
-        return msgspec.structs.replace(part, state=attempt.state, reason="")
+    match attempt.state:
+        case "refused" | "failed":
+            return _answered(part, attempt.state, reason, now, attempt.health)
+        case "rolled_back":
+            return _answered(part, "failed", reason or "it went back by itself", now, attempt.health)
+        case "fetching" | "checking" if part.state != "late":
+            return msgspec.structs.replace(part, state=attempt.state, reason="")
     return part
-
-
-def after_rollback(part: DeployedDevice, condition: Condition, now: float) -> DeployedDevice:
-    """The same once everybody was told to go back."""
-    tried = part.asked_at is not None and part.state not in ("refused", "failed")
-    return _answered(part, "rolled_back", "", now) if tried and _is_undone(part, condition) else part
 
 
 # What devices say.
@@ -290,13 +292,10 @@ def _hear(state: Rollout, event: Heard) -> Rollout:
     before = state.parts.get(event.device)
     if before is None:
         return state
-    if state.phase in (Phase.ROLLING_BACK, Phase.ROLLED_BACK):
-        return _put(state, after_rollback(before, event.condition, event.now))
     after = after_condition(before, event.condition, event.now)
     if after.state == "refused" and before.state != "refused" and _smaller_helps(after, event.condition.attempt):
-        reason = f"{after.model}: {after.reason}"
-        asked = msgspec.structs.replace(after, model=after.smaller, smaller="", state="asked", reason=reason)
-        return _put(state, msgspec.structs.replace(asked, asked_at=event.now, answered_at=None, health=()))
+        smaller = msgspec.structs.replace(after, model=after.smaller, smaller="", answered_at=None, health=())
+        return _put(state, _asked(smaller, event.now, reason=f"{after.model}: {after.reason}"))
     if after.state == "serving" and state.phase is Phase.SOAKING and (errors := _errors(event.condition)):
         after = _answered(after, "failed", f"it counted {errors} errors while it served it", event.now)
     return _put(state, after)
@@ -366,7 +365,8 @@ def _time_out(state: Rollout, now: float) -> Rollout:
     state = _put(state, *(_given_up(state, part) for part in silent))
     if state.phase is Phase.SOAKING and now >= state.since + state.rules.soak_s + state.rules.timeout_s:
         gone = state.silent_canaries
-        state = _put(state, *(_answered(part, "late", "it went away while it served it", now) for part in gone))
+        reason = "it went away while it served it"
+        state = _put(state, *(_answered(part, "late", reason, now) for part in gone))
     return state
 
 
@@ -424,30 +424,40 @@ def _move(state: Rollout, phase: Phase, now: float) -> Rollout:
 def _turn_back(state: Rollout, reason: str, now: float) -> Rollout:
     """Everybody who was asked is to go back; answers are expected of those who may serve it."""
     state = msgspec.structs.replace(_move(state, Phase.ROLLING_BACK, now), reason=reason)
-    kept = ("refused", "failed", "rolled_back")
-    asked = [part for part in state.parts.values() if part.asked_at is not None and part.state not in kept]
-    return _ask(state, asked, now)
+    undone = [msgspec.structs.replace(one, undone=True) for one in state.parts.values() if one.asked_at is not None]
+    state = _put(state, *undone)
+    return _ask(state, [part for part in undone if part.state not in ("refused", "failed", "rolled_back")], now)
 
 
 def _ask(state: Rollout, parts: Iterable[DeployedDevice], now: float) -> Rollout:
-    return _put(state, *(_asked(part, now, away=part.device in state.absent_since) for part in parts))
+    away = state.absent_since
+    return _put(state, *(_set_away(part, now) if part.device in away else _asked(part, now) for part in parts))
 
 
-def _asked(part: DeployedDevice, now: float, *, away: bool) -> DeployedDevice:
-    reason = "it is offline" if away else ""
-    return msgspec.structs.replace(part, asked_at=now, state="away" if away else "asked", reason=reason)
+def _asked(part: DeployedDevice, now: float, *, reason: str = "") -> DeployedDevice:
+    return msgspec.structs.replace(part, asked_at=now, state="asked", reason=reason)
+
+
+def _set_away(part: DeployedDevice, now: float) -> DeployedDevice:
+    return msgspec.structs.replace(part, asked_at=now, state="away", reason="it is offline")
 
 
 def _restart_clocks(state: Rollout, now: float) -> Rollout:
     if state.phase in ENDED:
         return state
-    state = _put(state, *(msgspec.structs.replace(part, asked_at=now) for part in state.pending))
+    pending = [msgspec.structs.replace(part, asked_at=now) for part in state.pending]
+    back = [part for part in state.parts.values() if part.state == "away" and part.device not in state.absent_since]
+    state = _put(state, *pending, *(_asked(part, now) for part in back))
     return msgspec.structs.replace(state, since=now)
 
 
-def _answered(part: DeployedDevice, state: DeployedState, reason: str, now: float, **changes: object) -> DeployedDevice:
+def _answered(
+    part: DeployedDevice, state: DeployedState, reason: str, now: float, health: tuple[Health, ...] | None = None
+) -> DeployedDevice:
+    """`health`: what it has measured; None: as before."""
     since = part.answered_at if part.state == state and part.answered_at is not None else now
-    return msgspec.structs.replace(part, state=state, reason=reason, answered_at=since, **changes)
+    measured = part.health if health is None else health
+    return msgspec.structs.replace(part, state=state, reason=reason, answered_at=since, health=measured)
 
 
 def _put(state: Rollout, *parts: DeployedDevice) -> Rollout:

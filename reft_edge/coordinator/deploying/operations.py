@@ -1,0 +1,187 @@
+"""Deploy a version, and undo a deployment: the whole of each, from the store's lock to the last device's answer.
+
+Each can be killed at any moment and started again. `deploy` goes on with a deployment of the same version that has not
+ended; one that was being rolled back is rolled back first. `roll_back` undoes the last deployment, once: again it
+changes nothing but for devices that have not answered yet.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from reft_edge.coordinator.deploying import rollout
+from reft_edge.coordinator.deploying.deployer import Deployer, Listener, Progress, new_deployment_id, rollout_rules
+from reft_edge.coordinator.deploying.planning import DeploymentPlan, Wishes, plan_deployment
+from reft_edge.coordinator.deploying.standing import needed_blobs
+from reft_edge.coordinator.records import ENDED_DEPLOYMENTS, DeployedDevice, DeploymentRecord
+from reft_edge.errors import ConfigError, FederationError
+
+if TYPE_CHECKING:
+    from reft_edge.coordinator.deploying.releases import Release
+    from reft_edge.coordinator.deploying.site import Site
+
+UNDONE_BY_A_PERSON = "a person rolled it back"
+
+CONFIRMED = frozenset({"rolled_back", "refused", "failed", "waiting"})
+"""Devices of an undone deployment in these states need not be told again."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A deployment before anybody is told: what will be done."""
+
+    release: Release
+    plan: DeploymentPlan
+    goes_on: DeploymentRecord | None = None
+    """A deployment that was begun before and has not ended."""
+
+
+def prepare_deployment(site: Site, release: Release, wishes: Wishes) -> Prepared:
+    """Decide, and tell nobody. Raises `ConfigError` or `FederationError` where it cannot be done."""
+    record = site.store.latest_deployment(site.settings.federation)
+    if record is not None and _is_the_same(record, release, site, wishes):
+        parts = tuple(site.store.deployed_devices(record.deployment))
+        return Prepared(release=release, plan=DeploymentPlan(parts=parts, left_out=()), goes_on=record)
+    _check_name_is_free(site, release)
+    plan = plan_deployment(
+        new_deployment_id(site.clock()),
+        release,
+        store=site.store,
+        known=site.fleet.known(),
+        online=site.present(),
+        conditions={one.device: one.condition for one in site.store.conditions()},
+        settings=site.settings.deployment,
+        wishes=wishes,
+    )
+    return Prepared(release=release, plan=plan)
+
+
+def deploy(site: Site, prepared: Prepared, *, listener: Listener) -> Progress:
+    """Roll it out, to its end. `prepared` needs it: `plan.is_needed` or `goes_on`."""
+    if prepared.goes_on is not None:
+        return _go_on(site, prepared.goes_on, listener, lambda now: rollout.Resumed(now=now))
+    now = site.clock()
+    parts = prepared.plan.parts
+    before = site.store.latest_deployment(site.settings.federation)
+    record = DeploymentRecord(
+        deployment=parts[0].deployment,
+        federation=site.settings.federation,
+        version=prepared.release.version,
+        state="canary",
+        started_at=now,
+        since=now,
+        models=prepared.release.models,
+        classes=prepared.release.classes,
+        rules=site.settings.deployment.health_rules,
+    )
+    site.store.begin_deployment(record, parts)
+    if before is not None:
+        _forget_blobs(site, needed_blobs(before) - needed_blobs(record))
+    state = rollout.start_rollout(
+        record.deployment, parts, online=site.present(), rules=rollout_rules(site.settings), now=now
+    )
+    return _played(site, Deployer(site, record, state, listener=listener))
+
+
+def unfinished_rollback(site: Site) -> DeploymentRecord | None:
+    """The last deployment, if it was being undone when its process ended."""
+    record = site.store.latest_deployment(site.settings.federation)
+    return record if record is not None and record.state == "rolling_back" else None
+
+
+def finish_rollback(site: Site, record: DeploymentRecord, *, listener: Listener) -> Progress:
+    """Go on undoing a deployment."""
+    return _go_on(site, record, listener, lambda now: rollout.Resumed(now=now))
+
+
+def roll_back(site: Site, devices: Sequence[str] = (), *, listener: Listener) -> list[Progress]:
+    """Undo the last deployment; with `devices`, for each of these the last that it was part of.
+
+    Raises `FederationError` where nothing was ever deployed, `ConfigError` for a device that got nothing.
+    """
+    deployments = site.store.deployments(site.settings.federation)
+    if not deployments:
+        raise FederationError(f"nothing was ever deployed in federation {site.settings.federation!r}")
+    if not devices:
+        return [_roll_back_all(site, deployments[0], listener)]
+    chosen = _last_of_each(site, deployments, devices)
+    return [_roll_back_some(site, record, parts, listener) for record, parts in chosen]
+
+
+def _roll_back_all(site: Site, record: DeploymentRecord, listener: Listener) -> Progress:
+    parts = site.store.deployed_devices(record.deployment)
+    if record.state == "rolled_back" and all(part.state in CONFIRMED for part in parts):
+        return Progress(record=record, devices=parts, changed=())
+    if record.state == "rolling_back":
+        return finish_rollback(site, record, listener=listener)
+    return _go_on(site, record, listener, lambda now: rollout.Stopped(now=now, reason=UNDONE_BY_A_PERSON))
+
+
+def _roll_back_some(site: Site, record: DeploymentRecord, parts: list[DeployedDevice], listener: Listener) -> Progress:
+    if all(part.undone and part.state in CONFIRMED for part in parts):
+        return Progress(record=record, devices=parts, changed=())
+    now = site.clock()
+    rules = rollout_rules(site.settings)
+    state = rollout.resume_rollout(record, parts, online=site.present(), rules=rules, now=now)
+    if state.phase is not rollout.Phase.ROLLING_BACK:
+        state = rollout.advance(state, rollout.Stopped(now=now, reason=UNDONE_BY_A_PERSON))
+    return _played(site, Deployer(site, record, state, listener=listener, of_some=True))
+
+
+def _last_of_each(
+    site: Site, deployments: Sequence[DeploymentRecord], devices: Sequence[str]
+) -> list[tuple[DeploymentRecord, list[DeployedDevice]]]:
+    """For each device the last deployment that it was asked in; those of one deployment together."""
+    missing, found = list(dict.fromkeys(devices)), []
+    for record in deployments:
+        parts = [part for part in site.store.deployed_devices(record.deployment) if part.device in missing]
+        if asked := [part for part in parts if part.asked_at is not None]:
+            found.append((record, asked))
+            missing = [name for name in missing if name not in {part.device for part in asked}]
+        if not missing:
+            return found
+    raise ConfigError(f"device {missing[0]!r} was given no version yet; reft-edge devices lists those that are known")
+
+
+def _go_on(
+    site: Site, record: DeploymentRecord, listener: Listener, event: Callable[[float], rollout.Event]
+) -> Progress:
+    """Play a stored deployment from where it is, beginning with `event`, which is given the time."""
+    now = site.clock()
+    parts = site.store.deployed_devices(record.deployment)
+    rules = rollout_rules(site.settings)
+    state = rollout.resume_rollout(record, parts, online=site.present(), rules=rules, now=now)
+    return _played(site, Deployer(site, record, rollout.advance(state, event(now)), listener=listener))
+
+
+def _played(site: Site, deployer: Deployer) -> Progress:
+    outcome = deployer.play()
+    if outcome.record.state == "rolled_back":
+        _forget_blobs(site, {file.blob.sha256 for model in outcome.record.models for file in model.files})
+    return outcome
+
+
+def _forget_blobs(site: Site, sha256s: set[str]) -> None:
+    for sha256 in sha256s:
+        site.blobs.remove(sha256)
+
+
+def _is_the_same(record: DeploymentRecord, release: Release, site: Site, wishes: Wishes) -> bool:
+    """Whether a deployment that has not ended is the one that is wanted."""
+    if record.state in (*ENDED_DEPLOYMENTS, "rolling_back") or record.version != release.version:
+        return False
+    devices = {part.device for part in site.store.deployed_devices(record.deployment)}
+    return record.models == release.models and set(wishes.devices) <= devices
+
+
+def _check_name_is_free(site: Site, release: Release) -> None:
+    """One name means one version for ever: devices tell what they serve by it. Raises `ConfigError`."""
+    for record in site.store.deployments(site.settings.federation):
+        same_name = record.version == release.version
+        if same_name and {m.sha256s for m in record.models} != {m.sha256s for m in release.models}:
+            raise ConfigError(f"version {release.version!r} was deployed before with other files; choose another name")

@@ -1,0 +1,127 @@
+"""What a deployment goes on needing when nobody rolls it out: devices that were away come for it days later.
+
+A coordinator that trains, a deployment of another version, a roll-back and a monitor all have the broker and the store
+to themselves while they are at work, so each of them keeps this up: devices may fetch what they were offered, what
+several may still want lies at the broker, who has not answered is told again when the broker may have forgotten it, and
+files that are needed stay on the disk.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from reft_edge.coordinator.deploying.rollout import after_condition
+from reft_edge.coordinator.records import DeployedDevice, DeploymentRecord
+from reft_edge.wire.blocks import count_blocks
+from reft_edge.wire.broadcast import may_broadcast
+from reft_edge.wire.deployment import Deploy, DeploymentMessage, Rollback
+
+if TYPE_CHECKING:
+    from reft_edge.bundle.manifest import BlobRef
+    from reft_edge.coordinator.network import Network
+    from reft_edge.coordinator.store import Store
+    from reft_edge.wire.blobs import BlobStore
+    from reft_edge.wire.deployment import Condition
+
+UNANSWERED = frozenset({"asked", "fetching", "checking", "late", "away"})
+"""Devices in these states may still do what they were told last."""
+
+_log = logging.getLogger(__name__)
+
+
+def message_for(record: DeploymentRecord, part: DeployedDevice, *, sequence: int) -> DeploymentMessage:
+    """What a device that was asked is told now. `sequence` is above that of all messages before."""
+    if part.undone:
+        return Rollback(deployment=record.deployment, reason=record.reason, sequence=sequence)
+    files = record.model(part.model).files
+    return Deploy(
+        deployment=record.deployment,
+        version=record.version,
+        model=part.model,
+        files=files,
+        rules=record.rules,
+        classes=record.classes,
+        broadcast=any(may_broadcast(file.blob) for file in files),
+        sequence=sequence,
+    )
+
+
+def needed_blobs(record: DeploymentRecord) -> set[str]:
+    """SHA-256 of the files that must stay on the disk."""
+    if record.state in ("rolling_back", "rolled_back"):
+        return set()
+    return {file.blob.sha256 for model in record.models for file in model.files}
+
+
+def kept_blobs(store: Store, federation: str) -> set[str]:
+    """The same of the federation's latest deployment, for whoever clears the disk."""
+    latest = store.latest_deployment(federation)
+    return set() if latest is None else needed_blobs(latest)
+
+
+def offer(
+    record: DeploymentRecord, parts: Iterable[DeployedDevice], *, store: Store, network: Network
+) -> list[BlobRef]:
+    """Let devices fetch what they were offered; of what they may still want, what is small enough lies at the broker.
+
+    What lay there before and is not wanted any more is cleared. `parts`: of all devices. Returns what lies there.
+    """
+    wanted: dict[str, BlobRef] = {}
+    for part in parts:
+        given = part.asked_at is not None and not part.undone
+        refs = [file.blob for file in record.model(part.model).files] if given else []
+        network.serve_models(part.device, [ref.sha256 for ref in refs])
+        if part.state in UNANSWERED:
+            wanted.update((ref.sha256, ref) for ref in refs if may_broadcast(ref))
+    _lay_at_broker(list(wanted.values()), store=store, network=network)
+    return list(wanted.values())
+
+
+def forget_cleared(wanted: Sequence[BlobRef], *, store: Store) -> None:
+    """What was to be cleared is: the broker has acknowledged all that was said."""
+    store.forget_seeded([ref for ref in store.seeded() if ref not in wanted])
+
+
+def _lay_at_broker(wanted: Sequence[BlobRef], *, store: Store, network: Network) -> None:
+    """Exactly these models. Remembered before it is done: a later process clears what this one could not."""
+    before = store.seeded()
+    if new := [ref for ref in wanted if ref not in before]:
+        store.remember_seeded(new)
+    network.broadcast_models(wanted)
+    for ref in before:
+        if ref not in wanted:
+            network.clear_broadcast(ref.sha256, count_blocks(ref.size_bytes))
+
+
+class StandingDeployment:
+    """The federation's latest deployment, for a process that does something else. Times are Unix seconds."""
+
+    def __init__(self, *, store: Store, network: Network, blobs: BlobStore, federation: str) -> None:
+        self._store = store
+        self._network = network
+        self._blobs = blobs
+        self._federation = federation
+
+    def keep_up(self, now: float) -> None:
+        """Offer it, and say again what was not answered. Call it whenever the broker was found."""
+        record = self._store.latest_deployment(self._federation)
+        if record is None:
+            return
+        parts = self._store.deployed_devices(record.deployment)
+        if lost := [sha256 for sha256 in needed_blobs(record) if not self._blobs.has(sha256)]:
+            _log.warning("version %s: %d files are lost; deploy it again", record.version, len(lost))
+            return
+        offer(record, parts, store=self._store, network=self._network)
+        unanswered = [part for part in parts if part.asked_at is not None and part.state in UNANSWERED]
+        sequence = self._store.next_sequence(now) if unanswered else 0
+        for part in unanswered:
+            self._network.send_deployment(part.device, message_for(record, part, sequence=sequence))
+
+    def hear(self, device: str, condition: Condition, now: float) -> None:
+        """What became of it on a device that comes for it now."""
+        record = self._store.latest_deployment(self._federation)
+        part = None if record is None else self._store.deployed_device(record.deployment, device)
+        if part is not None and (after := after_condition(part, condition, now)) != part:
+            self._store.save_deployed_device(after)
