@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from reft_edge.simulation.brokers import find_mosquitto
+from reft_edge.simulation.links import namespaces
 from reft_edge.simulation.results.results_file import ResultsFile
 from reft_edge.simulation.side_by_side import figures, trial
 from reft_edge.simulation.side_by_side.processes import TreeUse, descendants, measure_tree
@@ -25,14 +26,14 @@ from reft_edge.simulation.side_by_side.records import (
     trials,
 )
 from reft_edge.simulation.side_by_side.section import draw, section
-from reft_edge.simulation.side_by_side.star import HUB_ADDRESS, LinkBytes, Star, available
+from reft_edge.simulation.side_by_side.star import HUB_ADDRESS, LinkBytes, Star
 from reft_edge.simulation.side_by_side.task import NET, NET_FILE, TaskSettings, load_task_data
 from reft_edge.simulation.side_by_side.watcher import Mark, Sample, Watcher
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARK = ROOT / "scripts" / "benchmarks" / "flower"
 
-needs_namespaces = pytest.mark.skipif(available() is not None, reason=f"no network namespaces: {available()}")
+needs_namespaces = pytest.mark.skipif(namespaces.why_not() is not None, reason=f"no namespaces: {namespaces.why_not()}")
 needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 BURN = "import time\nwhile time.process_time() < {}: pass\n"

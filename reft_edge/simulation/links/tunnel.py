@@ -7,8 +7,6 @@ nor any other kernel module; `available` says what is missing.
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,6 +18,7 @@ import msgspec
 
 from reft_edge.errors import LocalProtocolError, ResourceError
 from reft_edge.simulation.children import end_with_parent
+from reft_edge.simulation.links import namespaces
 from reft_edge.simulation.links.tunnel_relay import ADDRESSES, Ready, RelayCounters, TunnelShape
 
 __all__ = ["RelayCounters", "TunnelLink", "TunnelShape", "available"]
@@ -29,17 +28,9 @@ _STOP_TIMEOUT_S = 5.0
 
 def available() -> str | None:
     """Why there can be no tunnel here; None when there can."""
-    if not sys.platform.startswith("linux"):
-        return "network namespaces are Linux's"
-    if os.geteuid() != 0:
-        return "only root may make network namespaces"
-    if not Path("/dev/net/tun").exists():
-        return "there is no /dev/net/tun"
-    for program in ("ip", "nsenter", "unshare"):
-        if shutil.which(program) is None:
-            return f"{program} is not installed (packages iproute2, util-linux)"
-    refused = subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False)
-    return None if refused.returncode == 0 else "this system refuses new network namespaces"
+    if (reason := namespaces.why_not()) is not None:
+        return reason
+    return None if Path("/dev/net/tun").exists() else "there is no /dev/net/tun"
 
 
 class TunnelLink:

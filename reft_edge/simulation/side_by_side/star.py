@@ -5,16 +5,14 @@ retransmissions. Segmentation is not left to the (virtual) card, so that there i
 a wire. IPv6 is off, because its neighbour discovery would be counted as traffic of the side that happens to run.
 
 The namespaces have no names: each lives as long as a process in it, and first of all as its anchor, a `cat` that ends
-with us, however we end. Needs Linux and root; `available` says what is missing. Nothing inside reaches the outside.
+with us, however we end. Needs Linux and root; `links.namespaces` says what is missing. Nothing inside reaches the
+outside.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +21,7 @@ from typing import IO, Self
 import msgspec
 
 from reft_edge.errors import LocalProtocolError, ResourceError
+from reft_edge.simulation.links import namespaces
 
 HUB_ADDRESS = "198.18.0.1"
 """From the range for benchmarks (RFC 2544). Devices have the addresses above it."""
@@ -41,19 +40,6 @@ class LinkBytes(msgspec.Struct, frozen=True, kw_only=True):
     up_bytes: int
     down_packets: int
     up_packets: int
-
-
-def available() -> str | None:
-    """Why there can be no namespaces here; None when there can."""
-    if not sys.platform.startswith("linux"):
-        return "network namespaces are Linux's"
-    if os.geteuid() != 0:
-        return "only root may make network namespaces"
-    for program in ("ip", "nsenter", "unshare"):
-        if shutil.which(program) is None:
-            return f"{program} is not installed (packages iproute2, util-linux)"
-    refused = subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False)
-    return None if refused.returncode == 0 else "this system refuses new network namespaces"
 
 
 class Star:
@@ -75,7 +61,7 @@ class Star:
         except (OSError, subprocess.CalledProcessError) as exc:
             self.stop()
             said = exc.stderr.strip() if isinstance(exc, subprocess.CalledProcessError) else str(exc)
-            raise ResourceError(f"no network namespaces: {available() or said}") from exc
+            raise ResourceError(f"no network namespaces: {namespaces.why_not() or said}") from exc
 
     def stop(self) -> None:
         """Idempotent."""
