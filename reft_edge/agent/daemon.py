@@ -24,10 +24,11 @@ from typing import Any
 from reft_edge.agent.admission import refusal, task_parts
 from reft_edge.agent.certificate_care import CertificateCare, CertificateRenewed
 from reft_edge.agent.credentials import Credentials
-from reft_edge.agent.jobs import MAX_REASON_CHARACTERS, JobEnded, Jobs, training_event
+from reft_edge.agent.jobs import MAX_REASON_CHARACTERS, JobEnded, Jobs, check_event, training_event
 from reft_edge.agent.knowledge import Knowledge
 from reft_edge.agent.protocol import Configure, Train
 from reft_edge.agent.reminder import Reminder
+from reft_edge.agent.serving.deployments import Deployments
 from reft_edge.agent.session import Session
 from reft_edge.agent.session_words import (
     Action,
@@ -54,13 +55,14 @@ from reft_edge.agent.session_words import (
 from reft_edge.agent.settings import AgentSettings
 from reft_edge.agent.spool import Spool
 from reft_edge.agent.supervisor import Supervisor, WorkerEnded, WorkerSaid
-from reft_edge.agent.trust import open_task, read_identity
+from reft_edge.agent.trust import open_deployment, open_task, read_identity
 from reft_edge.agent.voice import OFFLINE, Voice
 from reft_edge.bundle.manifest import Manifest
 from reft_edge.errors import BrokerError, BundleError, RemoteProtocolError, ResourceError, one_line
 from reft_edge.wire.messages import Close, Done, Task
 from reft_edge.wire.mqtt import Connected, Disconnected, MqttLink, Received, Rejected, TurnedAway
 from reft_edge.wire.patience import for_complaints
+from reft_edge.wire.signing import VerifyKey
 from reft_edge.wire.topics import DeviceTopic, blob_topic, device_topic
 from reft_edge.wire.transfer import Courier, Delivered, Fetched, Lost, TransferEvent
 
@@ -85,13 +87,13 @@ class Daemon:
         self._knowledge = Knowledge(settings, base_dir=base_dir, spool=self._spool)
         self._reminder = Reminder()
         self._supervisor = Supervisor(self._worker_configuration(), self._events)
-        self._jobs = Jobs(self._supervisor)
+        self._jobs = Jobs(self._supervisor, starting=lambda job: self._deployments.job_begins(job))
         self._link = MqttLink(
             settings.broker,
             client_id=settings.device,
             events=self._events,
             will=(self._topic("status"), OFFLINE),
-            subscriptions=[(self._topic("task"), 1), (self._topic("down"), 0)],
+            subscriptions=[(self._topic("task"), 1), (self._topic("deployment"), 1), (self._topic("down"), 0)],
         )
         self._voice = Voice(self._link, settings, self._identity)
         self._credentials = Credentials(settings)
@@ -104,6 +106,14 @@ class Daemon:
             may_serve=self._may_serve,
             subscribe_block=lambda transfer, name: self._link.subscribe(self._block_topic(transfer, name), 0),
             unsubscribe_block=lambda transfer, name: self._link.unsubscribe(self._block_topic(transfer, name)),
+        )
+        self._deployments = Deployments(
+            settings,
+            self._spool,
+            self._jobs,
+            fetch=self._fetch,
+            sweep=self._sweep,
+            say=self._voice.condition,
         )
 
     def run(self) -> None:
@@ -128,6 +138,8 @@ class Daemon:
 
     def _start(self) -> None:
         self._session = Session(self._spool.load_state())
+        signer = None if self._identity is None else self._identity.coordinator.fingerprint
+        self._deployments.start(signer=signer)
         self._check_trust()
         for job in self._knowledge.recall():
             self._jobs.add(job)
@@ -137,6 +149,7 @@ class Daemon:
         is_here = isinstance(update, Done) and self._spool.blobs.has(update.update.blob.sha256)
         actions = self._session.resume(update_is_here=is_here, now=time.monotonic())
         self._apply(actions)
+        self._deployments.resume()
         self._jobs_proceed()
 
     def _check_trust(self) -> None:
@@ -161,6 +174,7 @@ class Daemon:
 
     def _stop(self) -> None:
         logger.info("stopping")
+        self._deployments.stop()
         self._supervisor.stop()
         self._courier.close()
         if self._session.state.phase is Phase.TRAINING:
@@ -196,7 +210,7 @@ class Daemon:
         """The next event; None when something is due first."""
         now = time.monotonic()
         timers = [self._courier.next_wakeup(now), self._reminder.due_at, self._worker_idle_at(), self._jobs.insist_at]
-        timers.append(self._care.look_at)
+        timers += [self._care.look_at, self._deployments.report.look_at]
         due = min((at for at in timers if at is not None), default=None)
         try:
             return self._events.get(timeout=None if due is None else max(0.0, due - now))
@@ -207,11 +221,14 @@ class Daemon:
         now = time.monotonic()
         self._transferred(self._courier.tick(now))
         self._care.tick(now)
+        self._deployments.tick(now)
         if self._reminder.is_due(now):
             self._feed(ReminderDue())
         if self._jobs.insist_at is not None and now >= self._jobs.insist_at:
-            self._jobs.insist(now)
-            self._jobs_proceed()
+            ended = self._jobs.insist(now)
+            if ended is not None:
+                self._job_ended(ended)
+        self._jobs_proceed()
         idle_at = self._worker_idle_at()
         if idle_at is not None and now >= idle_at:
             logger.info("the worker is idle; letting it go")
@@ -226,6 +243,7 @@ class Daemon:
                 self._connected()
             case Disconnected(reason=reason):
                 logger.warning("offline: %s", reason)
+                self._deployments.report.disconnected()
                 self._transferred(self._courier.set_connected(False, time.monotonic()))
             case TurnedAway(reason=reason):
                 self._care.explain(reason, time.monotonic())
@@ -244,6 +262,7 @@ class Daemon:
         self._announce()
         self._save_state()  # marks the spool as used: from now on the broker is only away
         self._transferred(self._courier.set_connected(True, time.monotonic()))
+        self._deployments.connected(time.monotonic())
         self._feed(LinkUp())
         if self._reminder.due_at is not None:
             self._reminder.start(time.monotonic())  # the coordinator may come back later than we do
@@ -254,6 +273,9 @@ class Daemon:
             if message.topic == self._topic("task"):
                 if message.payload:  # an empty one clears the topic and says nothing to us
                     self._obey(message)
+            elif message.topic == self._topic("deployment"):
+                if message.payload:
+                    self._obey_deployment(message)
             elif message.topic == self._topic("certificate"):
                 # It is retained, so the one that we have already comes with every connection.
                 if message.payload not in (b"", self._voice.certificate.encode()):
@@ -266,19 +288,32 @@ class Daemon:
 
     def _obey(self, message: Received) -> None:
         """Raises `RemoteProtocolError` for what the coordinator did not say, or said long ago."""
-        coordinator = None if self._identity is None else self._identity.coordinator
         mark = self._session.state.mark
-        task, mark = open_task(message.topic, message.payload, coordinator=coordinator, mark=mark)
+        task, mark = open_task(message.topic, message.payload, coordinator=self._coordinator, mark=mark)
         self._feed(RunClosed(mark=mark) if isinstance(task, Close) else TaskArrived(task=task, mark=mark))
 
+    def _obey_deployment(self, message: Received) -> None:
+        """As `_obey`."""
+        mark = self._deployments.mark
+        said, mark = open_deployment(message.topic, message.payload, coordinator=self._coordinator, mark=mark)
+        self._deployments.obey(said, mark)
+
+    @property
+    def _coordinator(self) -> VerifyKey | None:
+        return None if self._identity is None else self._identity.coordinator
+
     def _transferred(self, events: Sequence[TransferEvent], *, was_here: bool = False) -> None:
-        """`was_here`: what these events say is fetched, lay in the spool before."""
+        """`was_here`: what these events say is fetched, lay in the spool before. A blob may be for both sessions."""
         for event in events:
             match event:
                 case Fetched(sha256=sha256):
-                    self._feed(BlobFetched(sha256=sha256, was_here=was_here))
+                    fetched = BlobFetched(sha256=sha256, was_here=was_here)
+                    self._feed(fetched)
+                    self._deployments.feed(fetched)
                 case Lost(sha256=sha256, reason=reason, no_room=no_room):
-                    self._feed(BlobLost(sha256=sha256, reason=reason[:MAX_REASON_CHARACTERS], no_room=no_room))
+                    lost = BlobLost(sha256=sha256, reason=reason[:MAX_REASON_CHARACTERS], no_room=no_room)
+                    self._feed(lost)
+                    self._deployments.feed(lost)
                 case Delivered(sha256=sha256):
                     logger.debug("delivered: %s", sha256)
                     self._feed(BlobDelivered(sha256=sha256))
@@ -302,9 +337,11 @@ class Daemon:
         if self._knowledge.learn(ended):
             self._announce()
             return
-        event = training_event(ended)
+        event, checked = training_event(ended), check_event(ended)
         if event is not None:
             self._feed(event)
+        elif checked is not None:
+            self._deployments.feed(checked)
         else:
             self._sweep()  # what a training that was cancelled has left
 
@@ -338,10 +375,8 @@ class Daemon:
     def _apply(self, actions: Sequence[Action]) -> None:
         for action in actions:
             match action:
-                case Fetch(ref=ref, broadcast=broadcast):
-                    was_here = self._spool.blobs.has(ref.sha256)
-                    news = self._courier.fetch(ref, time.monotonic(), broadcast=broadcast)
-                    self._transferred(news, was_here=was_here)
+                case Fetch():
+                    self._fetch(action)
                 case ReadManifest(task=task, whole=whole):
                     self._read_manifest(task, whole=whole)
                 case StartTraining(task=task, residual=residual):
@@ -356,6 +391,11 @@ class Daemon:
                     self._voice.report(report)
                 case Sweep():
                     self._sweep()
+
+    def _fetch(self, action: Fetch) -> None:
+        was_here = self._spool.blobs.has(action.ref.sha256)
+        news = self._courier.fetch(action.ref, time.monotonic(), broadcast=action.broadcast)
+        self._transferred(news, was_here=was_here)
 
     def _read_manifest(self, task: Task, *, whole: bool) -> None:
         """Check what is to be trained against what this device can do."""
@@ -373,7 +413,7 @@ class Daemon:
             self._feed(ManifestRefused(reason=reason[:MAX_REASON_CHARACTERS]))
 
     def _sweep(self) -> None:
-        needed = self._session.needed_blobs()
+        needed = self._session.needed_blobs() | self._deployments.needed_blobs()
         for sha256 in self._courier.fetching - needed:
             self._courier.cancel(sha256)
         try:

@@ -10,6 +10,7 @@ from typing import TypeAlias, TypeVar
 
 import msgspec
 
+from reft_edge.agent.serving.deployment_words import Reproach
 from reft_edge.agent.session_words import FailureKind, Residual
 from reft_edge.agent.settings import Limits
 from reft_edge.data.description import DataDescription
@@ -17,6 +18,7 @@ from reft_edge.data.settings import DataSettings
 from reft_edge.errors import LocalProtocolError
 from reft_edge.logs import LogFormat
 from reft_edge.profiling.profile import DeviceProfile
+from reft_edge.wire.deployment import Deploy, Health
 from reft_edge.wire.messages import Measured, Task, UpdateManifest
 
 
@@ -55,7 +57,13 @@ class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
     task: str
 
 
-Command: TypeAlias = Configure | MeasureDevice | DescribeData | Train | Cancel
+class CheckModel(msgspec.Struct, frozen=True, kw_only=True, tag="check_model"):
+    """Its blobs lie in the spool. A check is not cancelled: its worker is ended."""
+
+    deploy: Deploy
+
+
+Command: TypeAlias = Configure | MeasureDevice | DescribeData | Train | Cancel | CheckModel
 
 
 class DeviceMeasured(msgspec.Struct, frozen=True, kw_only=True, tag="measured"):
@@ -111,6 +119,33 @@ class MeasuringFailed(msgspec.Struct, frozen=True, kw_only=True, tag="measuring_
     reason: str
 
 
+class ModelChecked(msgspec.Struct, frozen=True, kw_only=True, tag="model_checked"):
+    """It passed, and is installed in the slot that does not serve."""
+
+    deployment: str
+    model: str
+    health: tuple[Health, ...]
+
+
+class ModelNotTaken(msgspec.Struct, frozen=True, kw_only=True, tag="model_not_taken"):
+    """`refused`: because of what was measured; otherwise it could not be measured."""
+
+    deployment: str
+    model: str
+    refused: bool
+    kind: Reproach
+    reason: str
+    health: tuple[Health, ...] = ()
+
+
+class BlobsDamaged(msgspec.Struct, frozen=True, kw_only=True, tag="blobs_damaged"):
+    """A blob of the model was not what its SHA-256 says, and was removed."""
+
+    deployment: str
+    model: str
+    reason: str
+
+
 Answer: TypeAlias = (
     DeviceMeasured
     | MeasuringFailed
@@ -121,6 +156,9 @@ Answer: TypeAlias = (
     | TaskFailed
     | DeltaRefused
     | Stopped
+    | ModelChecked
+    | ModelNotTaken
+    | BlobsDamaged
 )
 
 Kind = TypeVar("Kind")

@@ -3,6 +3,8 @@
     <spool>/
       lock             held while an agent runs
       state.json       the session's state
+      deployment.json  the deployment session's state
+      serving/         the models that this device serves and served (`serving.slots`, also written by the worker)
       profile.json     the measured device profile, so that a restart need not measure again
       data.json        what the data were when they were last read
       blobs/           models, weights and the update, by SHA-256 (also written by the worker)
@@ -25,6 +27,7 @@ from typing import TypeVar
 
 import msgspec
 
+from reft_edge.agent.serving.deployment_words import DeploymentState
 from reft_edge.agent.session_words import SessionState
 from reft_edge.bundle.manifest import MAX_MANIFEST_BYTES
 from reft_edge.data.description import DataDescription
@@ -35,6 +38,7 @@ from reft_edge.wire.blobs import BlobStore, sync_directory
 REBUILT = "rebuilt"
 
 _STATE_FILE = "state.json"
+_DEPLOYMENT_FILE = "deployment.json"
 _LOCK_FILE = "lock"
 
 Kept = TypeVar("Kept", bound=msgspec.Struct)
@@ -95,6 +99,12 @@ class Spool:
 
     def save_state(self, state: SessionState) -> None:
         self._save(_STATE_FILE, state)
+
+    def load_deployment(self) -> DeploymentState:
+        return self._load(_DEPLOYMENT_FILE, DeploymentState) or DeploymentState()
+
+    def save_deployment(self, state: DeploymentState) -> None:
+        self._save(_DEPLOYMENT_FILE, state)
 
     def load_profile(self, key: str) -> DeviceProfile | None:
         cached = self._load("profile.json", CachedProfile)

@@ -1,20 +1,26 @@
-"""Whom the device obeys, and with what it signs: the files of [trust], and the check of every task.
+"""Whom the device obeys, and with what it signs: the files of [trust], and the check of what it is told to do.
 
-A signed task is believed when the enrolled coordinator signed it for this device, and obeyed when it is not older than
-what was obeyed before. That is a number in the message and one in the spool, not a clock: boards have none that one may
-trust after a power cut.
+A signed message is believed when the enrolled coordinator signed it for this device, and obeyed when it is not older
+than what was obeyed before. That is a number in the message and one in the spool, not a clock: boards have none that
+one may trust after a power cut.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from reft_edge.agent.session_words import Mark
 from reft_edge.agent.settings import AgentSettings, AgentTrust
 from reft_edge.errors import ConfigError, RemoteProtocolError
+from reft_edge.wire.deployment import DeploymentMessage, decode_deployment
 from reft_edge.wire.messages import TaskMessage, decode_task
 from reft_edge.wire.signing import MAX_CERTIFICATE_BYTES, SigningKey, VerifyKey, unseal, verify
+
+Said = TypeVar("Said", TaskMessage, DeploymentMessage)
+"""Messages that carry a sequence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,17 +68,47 @@ def read_identity(settings: AgentSettings) -> Identity | None:
 def open_task(
     topic: str, payload: bytes, *, coordinator: VerifyKey | None, mark: Mark | None
 ) -> tuple[TaskMessage, Mark]:
-    """A message on `task`, and the mark to keep when it is obeyed. Without a `coordinator` no signature is checked.
+    """A message on `task`, and the mark to keep when it is obeyed; see `_open`.
 
-    `mark` is that of the last message that was obeyed. What is older is refused in any case: a broker that was killed
-    may come back with the tasks of a minute ago, and obeying one would cost the update that was trained since. Without
-    signatures that holds within a run. Raises `RemoteProtocolError` for what is not to be obeyed.
+    Obeying an old task would cost the update that was trained since. Without signatures that is prevented within a run.
+    """
+    return _open(
+        topic, payload, decode_task, coordinator=coordinator, mark=mark, unsigned=lambda task: f"run {task.run}"
+    )
+
+
+def open_deployment(
+    topic: str, payload: bytes, *, coordinator: VerifyKey | None, mark: Mark | None
+) -> tuple[DeploymentMessage, Mark]:
+    """A message on `deployment`, and the mark to keep when it is obeyed; see `_open`.
+
+    Obeying an old one would bring back a model that was replaced or undone.
+    """
+    return _open(
+        topic, payload, decode_deployment, coordinator=coordinator, mark=mark, unsigned=lambda _: "any deployment"
+    )
+
+
+def _open(
+    topic: str,
+    payload: bytes,
+    decode: Callable[[bytes], Said],
+    *,
+    coordinator: VerifyKey | None,
+    mark: Mark | None,
+    unsigned: Callable[[Said], str],
+) -> tuple[Said, Mark]:
+    """Check who said it and that it is not old. Without a `coordinator` no signature is checked.
+
+    `mark` is that of the last message on this topic that was obeyed. What is older is refused in any case: a broker
+    that was killed may come back with the messages of a minute ago. `unsigned` says among which messages sequences are
+    compared where nothing is signed. Raises `RemoteProtocolError` for what is not to be obeyed.
     """
     sealed = unseal(topic, payload)
     if coordinator is not None:
         verify(topic, sealed, coordinator)
-    message = decode_task(sealed.message)
-    signer = f"unsigned, run {message.run}" if coordinator is None else coordinator.fingerprint
+    message = decode(sealed.message)
+    signer = f"unsigned, {unsigned(message)}" if coordinator is None else coordinator.fingerprint
     if mark is not None and mark.signer == signer and message.sequence < mark.sequence:
         raise RemoteProtocolError(
             f"it is old, and somebody plays it again, or a broker that was restarted: "

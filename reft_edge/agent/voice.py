@@ -1,7 +1,8 @@
 """What the agent says to its broker: who it is, how it is, and what becomes of its task.
 
-Profile and reports are signed where the device has an identity. The status is not: the broker itself says it in our
-place when we vanish (last will), so nobody may rely on it. Blocks are not: their hashes stand in signed messages.
+Profile, reports and condition are signed where the device has an identity. The status is not: the broker itself says
+it in our place when we vanish (last will), so nobody may rely on it. Blocks are not: their hashes stand in signed
+messages.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from reft_edge.agent.session_words import Phase, SessionState
 from reft_edge.agent.settings import AgentSettings
 from reft_edge.agent.trust import Identity
 from reft_edge.errors import ConfigError
+from reft_edge.wire.deployment import Condition
 from reft_edge.wire.messages import Failed, ProfileAnnouncement, Progress, Report, Status, encode
 from reft_edge.wire.mqtt import MqttLink
 from reft_edge.wire.signing import seal
@@ -77,6 +79,10 @@ class Voice:
         if (again or status != self._said_status) and self._link.connected:
             self._said_status = status
             self._publish("status", encode(status), retain=True)
+
+    def condition(self, condition: Condition) -> None:
+        """What is served, and how the device is. Retained: it holds until the next one."""
+        self._publish("condition", self._sealed("condition", encode(condition)), retain=True)
 
     def goodbye(self) -> None:
         if self._link.connected:

@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -25,7 +26,9 @@ from reft_edge import logs
 from reft_edge.agent.confinement import MemoryWatch, die_with_parent, step_back
 from reft_edge.agent.protocol import (
     Answer,
+    BlobsDamaged,
     Cancel,
+    CheckModel,
     Command,
     Configure,
     DataDescribed,
@@ -35,6 +38,7 @@ from reft_edge.agent.protocol import (
     DeviceMeasured,
     MeasureDevice,
     MeasuringFailed,
+    ModelNotTaken,
     Stopped,
     TaskFailed,
     Train,
@@ -45,6 +49,7 @@ from reft_edge.agent.protocol import (
 from reft_edge.errors import DataError, ReftError
 
 if TYPE_CHECKING:
+    from reft_edge.agent.serving.deployment_words import Reproach
     from reft_edge.agent.task_runner import TaskRunner
 
 PROGRESS_EVERY_S = 2.0
@@ -67,7 +72,8 @@ class Worker:
         self._cancelled: set[str] = set()
         self._runner: TaskRunner | None = None
         self._watch: MemoryWatch | None = None
-        self._task = ""
+        self._on_excess: Callable[[str], Answer] | None = None
+        """Given a reason, what to answer when the present job takes too much memory."""
         # A thread, so that a cancel, and the daemon's end, are heard in the middle of training.
         threading.Thread(target=self._read, name="commands", daemon=True).start()
 
@@ -89,6 +95,8 @@ class Worker:
                     self._describe(configure)
                 case MeasureDevice(quick=quick):
                     self._measure(configure, quick)
+                case CheckModel() as command:
+                    self._check(configure, command)
 
     def _read(self) -> None:
         for line in self._stream:
@@ -126,6 +134,30 @@ class Worker:
         else:
             self._say(DataDescribed(description=description))
 
+    def _check(self, configure: Configure, command: CheckModel) -> None:
+        """Check a deployment's model, and say how it ended. The daemon ends this process afterwards."""
+        deploy = command.deploy
+
+        def not_taken(kind: Reproach, reason: str, *, refused: bool) -> ModelNotTaken:
+            return ModelNotTaken(
+                deployment=deploy.deployment, model=deploy.model, refused=refused, kind=kind, reason=reason
+            )
+
+        try:
+            from reft_edge.agent.serving.check import CheckError, DamagedError, check_model
+
+            with self._within_memory(configure, lambda reason: not_taken("memory", reason, refused=True)):
+                answer: Answer = check_model(configure, command)
+        except (MemoryError, ImportError) as exc:
+            if not _is_want_of_memory(exc):
+                raise
+            answer = not_taken("memory", f"not enough memory to begin: {exc or type(exc).__name__}", refused=True)
+        except CheckError as exc:
+            answer = not_taken(exc.kind, str(exc), refused=exc.refused)
+        except DamagedError as exc:
+            answer = BlobsDamaged(deployment=deploy.deployment, model=deploy.model, reason=str(exc))
+        self._say(answer)
+
     def _train(self, configure: Configure, command: Train) -> None:
         """Train, and say how it ended. After a want of memory this process ends: what that leaves is anyone's guess."""
         try:
@@ -157,11 +189,14 @@ class Worker:
                 reported_at = now
                 self._say(TrainingProgress(task=task, steps_done=done, steps_total=total, loss=loss))
 
+        def too_much(reason: str) -> TaskFailed:
+            return TaskFailed(task=task, kind="out_of_memory", reason=f"training: {reason}")
+
         try:
             if task in self._cancelled:
                 raise CancelledError(task)
             self._runner = self._runner or TaskRunner(configure)
-            with self._within_memory(configure, task):
+            with self._within_memory(configure, too_much):
                 finished = self._runner.run(command, on_step)
             self._say(finished)
         except CancelledError:
@@ -173,18 +208,19 @@ class Worker:
             return exc.kind != "out_of_memory"
         return True
 
-    def _within_memory(self, configure: Configure, task: str) -> AbstractContextManager[None]:
-        """Guards a task's memory. Not set up earlier: measuring the device takes more than training may have."""
+    def _within_memory(self, configure: Configure, on_excess: Callable[[str], Answer]) -> AbstractContextManager[None]:
+        """Guards a job's memory. Not set up earlier: measuring the device takes more than training may have."""
         limit = configure.limits.memory_bytes
         if limit is None:
             return nullcontext()
 
         def excess(resident: int) -> None:
-            reason = f"training took {resident / 2**20:.0f} MiB; [limits] memory_bytes grants {limit / 2**20:.0f} MiB"
-            self._say(TaskFailed(task=self._task, kind="out_of_memory", reason=reason))
+            reason = f"it took {resident / 2**20:.0f} MiB; [limits] memory_bytes grants {limit / 2**20:.0f} MiB"
+            if self._on_excess is not None:
+                self._say(self._on_excess(reason))
             os._exit(0)  # the main thread is deep in a computation that cannot be interrupted
 
-        self._task = task
+        self._on_excess = on_excess
         self._watch = self._watch or MemoryWatch(limit, excess)
         return self._watch.watching()
 

@@ -15,6 +15,7 @@ from reft_edge.bundle.manifest import BlobRef
 from reft_edge.wire.blobs import BlobStore
 from reft_edge.wire.codec_names import Float32
 from reft_edge.wire.codecs import decode_tensors, encode_tensors
+from reft_edge.wire.deployment import Condition, DeploymentMessage, decode_condition
 from reft_edge.wire.messages import (
     Close,
     Done,
@@ -31,7 +32,7 @@ from reft_edge.wire.messages import (
 )
 from reft_edge.wire.mqtt import BrokerSettings, Connected, Disconnected, MqttLink, Received
 from reft_edge.wire.signing import SigningKey, VerifyKey, seal, unseal, verify
-from reft_edge.wire.topics import DeviceTopic, device_topic, parse_device_topic
+from reft_edge.wire.topics import UP_TOPICS, DeviceTopic, device_topic, parse_device_topic
 from reft_edge.wire.transfer import Courier, Fetched, Lost
 
 TIMEOUT_S = 60.0
@@ -64,7 +65,7 @@ class CoordinatorSide:
         device_key: VerifyKey | None = None,
     ) -> None:
         self.store = BlobStore(directory / "coordinator")
-        self.heard: list[Status | ProfileAnnouncement | Report] = []
+        self.heard: list[Status | ProfileAnnouncement | Report | Condition] = []
         self.fetched: set[str] = set()
         self.certificates: list[str] = []
         """Those that came with profiles."""
@@ -75,13 +76,16 @@ class CoordinatorSide:
             broker,
             client_id=f"coordinator-{federation}",
             events=self._events,
-            subscriptions=[(self._topic(t), 0 if t == "up" else 1) for t in ("status", "profile", "report", "up")],
+            subscriptions=[(self._topic(t), 0 if t == "up" else 1) for t in UP_TOPICS],
         )
         self._courier = Courier(self.store, lambda data: self.link.publish(self._topic("down"), data, qos=0))
         self.link.start(wait_s=TIMEOUT_S)
 
     def give(self, task: Task | Close) -> None:
         self.publish(seal(self._topic("task"), encode(task), self._key))
+
+    def roll_out(self, message: DeploymentMessage) -> None:
+        self.publish(seal(self._topic("deployment"), encode(message), self._key), "deployment")
 
     def publish(self, payload: bytes, kind: DeviceTopic = "task", *, retain: bool = True) -> None:
         """Anything at all. Of retained messages that wait to be sent, the last replaces the others."""
@@ -155,15 +159,18 @@ class CoordinatorSide:
         kind = parse_device_topic(self._federation, message.topic).topic
         if kind == "up":
             return self._courier.handle(message.payload, now)
-        decode: Callable[[bytes], Any] = {"status": decode_status, "profile": decode_profile, "report": decode_report}[
-            kind
-        ]
+        decoders: dict[DeviceTopic, Callable[[bytes], Any]] = {
+            "status": decode_status,
+            "profile": decode_profile,
+            "report": decode_report,
+            "condition": decode_condition,
+        }
         sealed = unseal(message.topic, message.payload)
         if self._device_key is not None and kind != "status":
             verify(message.topic, sealed, self._device_key)
         if kind == "profile":
             self.certificates.append(sealed.certificate)
-        self.heard.append(decode(sealed.message))
+        self.heard.append(decoders[kind](sealed.message))
         return []
 
     def _note(self, event: Any) -> None:

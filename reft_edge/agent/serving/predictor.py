@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from reft_edge.agent.serving.counts import CountsWriter
 from reft_edge.agent.serving.onnx_model import BATCH, OnnxModel
 from reft_edge.agent.serving.prediction import Prediction
-from reft_edge.agent.serving.slots import InstalledModel, Slots
+from reft_edge.agent.serving.slots import COUNTS, SERVING, InstalledModel, Slots
 from reft_edge.agent.settings import AgentSettings
 from reft_edge.errors import BundleError, ConfigError, ModelError, ReftError, ResourceError
 
@@ -33,10 +33,6 @@ if TYPE_CHECKING:
 
 RETRY_S = 30.0
 """A version that there was no memory for is tried again after this time."""
-
-SERVING = "serving"
-COUNTS = "counts"
-"""Folders: `<spool>/serving/counts`."""
 
 logger = logging.getLogger(__name__)
 
@@ -82,13 +78,14 @@ class Predictor:
         else:
             self._follow(self._place.slots)
 
-    def predict(self, inputs: object, *, batch_size: int = BATCH) -> Prediction:
+    def predict(self, inputs: object, *, batch_size: int = BATCH, by: ServedModel | None = None) -> Prediction:
         """Predict `inputs` (n, *sample_shape): float32, or uint8 from pictures, which are scaled as in training.
 
+        `by`: what `served` has returned, where inputs were made for it; by default what is served now.
         Raises `DataError` for inputs that do not fit the model, `NothingServedError` (a `ModelError`) when there is no
         model, and `ResourceError` when memory runs out.
         """
-        served = self.served()
+        served = by or self.served()
         samples = served.onnx.checked(inputs)
         begun = time.perf_counter()
         try:

@@ -31,6 +31,13 @@ from reft_edge.wire.blobs import sync_directory
 from reft_edge.wire.deployment import Precision
 from reft_edge.wire.messages import Name
 
+SERVING = "serving"
+"""Of an agent's spool, the folder that all this is in."""
+CHECK = "check"
+"""Below it, where the worker unpacks what it checks."""
+COUNTS = "counts"
+"""Below it, where processes that predict count (`serving.counts`)."""
+
 MODEL = "model.onnx"
 
 _DESCRIPTION = "slot.json"
