@@ -15,7 +15,7 @@ from reft_edge.data_files import shared_folder
 from reft_edge.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("reft_edge", "broker_config", "device_profiles", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("reft_edge", "broker_config", "device_profiles", "docs", "pyproject.toml", "README.md", "LICENSE")
 WANTED = (
     "broker_config/mosquitto.conf",
     "broker_config/systemd/reft-edge-agent.service",
@@ -59,6 +59,7 @@ def test_a_wheel_brings_the_files_wherever_it_is_installed(tmp_path: Path) -> No
     in_target = _folders([sys.executable, "-S", "-P"], {"PYTHONPATH": str(target)})
     for found, prefix in ((in_environment, environment), (in_target, target)):
         assert found == [prefix / "share/reft-edge/broker_config", prefix / "share/reft-edge/device_profiles"]
+        assert (prefix / "share/reft-edge/monitoring/grafana-dashboard.json").is_file()
     for folder in (*in_environment, *in_target):
         shipped = [path.relative_to(ROOT / folder.name) for path in (ROOT / folder.name).rglob("*") if path.is_file()]
         assert shipped

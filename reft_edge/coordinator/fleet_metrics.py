@@ -60,12 +60,7 @@ class FleetFigures:
             return
         yield from deployment_families(fleet.deployments, fleet.deployed)
         yield from condition_families(fleet.conditions)
-        yield _family(
-            "device_online",
-            "1 while it is there, as far as anybody listened.",
-            ("device",),
-            (((one.device,), one.online) for one in fleet.presence),
-        )
+        yield presence_family(fleet.presence)
 
 
 def deployment_families(deployments: Sequence[DeploymentRecord], devices: Sequence[DeployedDevice]) -> Iterator[Metric]:
@@ -89,6 +84,12 @@ def deployment_families(deployments: Sequence[DeploymentRecord], devices: Sequen
     yield _family("deployment_start_timestamp_seconds", "Of the latest.", (), [((), latest.started_at)])
     if latest.ended_at is not None:
         yield _family("deployment_end_timestamp_seconds", "Of the latest.", (), [((), latest.ended_at)])
+
+
+def presence_family(presence: Sequence[PresenceRecord]) -> Metric:
+    """Who is there."""
+    values = (((one.device,), one.online) for one in presence)
+    return _family("device_online", "1 while it is there, as far as anybody listened.", ("device",), values)
 
 
 def condition_families(conditions: Sequence[ConditionRecord]) -> Iterator[Metric]:
