@@ -30,6 +30,7 @@ _INTEGER_LIMIT = 2**63
 
 _MISSING_FIELD = re.compile(r"missing required field `(?P<field>[^`]*)`")
 _UNKNOWN_FIELD = re.compile(r"unknown field `(?P<field>[^`]*)`")
+_INVALID_CHOICE = re.compile(r"Invalid enum value '(?P<value>.*)'")
 
 
 def load_settings(path: Path, kind: type[Settings]) -> Settings:
@@ -97,31 +98,61 @@ def _explain(message: str, kind: type[msgspec.Struct]) -> str:
     path = location.rstrip("`").removeprefix("$").removeprefix(".")
     unknown = _UNKNOWN_FIELD.search(text)
     if unknown:
-        field = unknown["field"]
-        known = sorted(_all_fields(kind))
-        where = f"[{path}] " if path else ""
-        return f"{where}unknown key {field!r}{did_you_mean(field, known)}"
+        return (
+            f"{f'[{path}] ' if path else ''}unknown key {unknown['field']!r}{_right_key(unknown['field'], path, kind)}"
+        )
+    invalid = _INVALID_CHOICE.fullmatch(text)
+    if invalid:
+        return f"{path}: unknown value {invalid['value']!r}{did_you_mean(invalid['value'], _choices(kind, path))}"
     missing = _MISSING_FIELD.search(text)
     if missing:
         return f"{f'[{path}] ' if path else ''}lacks the key {missing['field']!r}"
     return f"{path}: {text}" if path else text
 
 
-def _all_fields(kind: type[msgspec.Struct]) -> set[str]:
-    """The key names of a settings class and of the tables in it."""
-    names: set[str] = set()
-    waiting: list[Any] = [msgspec.inspect.type_info(kind)]
-    seen: set[type] = set()
+def _right_key(field: str, path: str, kind: type[msgspec.Struct]) -> str:
+    """The nearest key of the table at `path`, or the table that `field` belongs to."""
+    tables = _tables(kind)
+    known = tables.get(path, set())
+    if difflib.get_close_matches(field, known, n=1):
+        return did_you_mean(field, sorted(known))
+    homes = sorted(
+        f"[{place}]" if place else "the beginning, before any [table]," for place in tables if field in tables[place]
+    )
+    return f"; it belongs to {' or '.join(homes)}" if homes else did_you_mean(field, sorted(known))
+
+
+def _tables(kind: type[msgspec.Struct]) -> dict[str, set[str]]:
+    """The keys of a settings class by the path of their table; "" is the class itself."""
+    found: dict[str, set[str]] = {}
+    waiting: list[tuple[str, Any]] = [("", msgspec.inspect.type_info(kind))]
     while waiting:
-        info = waiting.pop()
-        if isinstance(info, msgspec.inspect.StructType) and info.cls not in seen:
-            seen.add(info.cls)
-            names.update(field.encode_name for field in info.fields)
-            waiting.extend(field.type for field in info.fields)
-        elif isinstance(info, msgspec.inspect.UnionType):
-            waiting.extend(info.types)
-        elif isinstance(info, msgspec.inspect.ListType | msgspec.inspect.VarTupleType):
-            waiting.append(info.item_type)
-        elif isinstance(info, msgspec.inspect.DictType):
-            waiting.append(info.value_type)
-    return names
+        path, info = waiting.pop()
+        for each in _alternatives(info):
+            if isinstance(each, msgspec.inspect.StructType):
+                found.setdefault(path, set()).update(field.encode_name for field in each.fields)
+                waiting.extend((f"{path}.{field.encode_name}".lstrip("."), field.type) for field in each.fields)
+    return found
+
+
+def _choices(kind: type[msgspec.Struct], path: str) -> list[str]:
+    """The words that a value may be, at the dotted `path` of a key."""
+    infos: list[Any] = [msgspec.inspect.type_info(kind)]
+    for name in path.split("."):
+        infos = [
+            field.type
+            for info in infos
+            for each in _alternatives(info)
+            if isinstance(each, msgspec.inspect.StructType)
+            for field in each.fields
+            if field.encode_name == name
+        ]
+    literals = [each for info in infos for each in _alternatives(info) if isinstance(each, msgspec.inspect.LiteralType)]
+    return [str(value) for each in literals for value in each.values]
+
+
+def _alternatives(info: Any) -> tuple[Any, ...]:
+    """The members of a union; else the one type."""
+    if isinstance(info, msgspec.inspect.Metadata):
+        return _alternatives(info.type)
+    return info.types if isinstance(info, msgspec.inspect.UnionType) else (info,)

@@ -12,7 +12,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from reft_edge.config import load_settings
+from reft_edge.config import convert_settings, read_toml
 from reft_edge.data.settings import DataSettings
 from reft_edge.errors import ConfigError
 from reft_edge.metrics_page import parse_address
@@ -120,7 +120,10 @@ class AgentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     @classmethod
     def read(cls, path: Path) -> AgentSettings:
         """Read agent.toml; file names in [broker] and [trust] are made absolute. Raises `ConfigError`."""
-        settings = load_settings(path, cls)
+        table = read_toml(path)
+        if "model" in table:
+            raise ConfigError(f"{path} is a federation's settings file; give the agent's")
+        settings = convert_settings(table, cls, origin=str(path))
         base_dir = path.parent.resolve()
         trust = None if settings.trust is None else settings.trust.resolved_in(base_dir)
         return msgspec.structs.replace(settings, broker=settings.broker.resolved_in(base_dir), trust=trust)

@@ -80,6 +80,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in COMMANDS:
         return _run_command(arguments[0], arguments[1:])
+    if arguments and not arguments[0].startswith("-"):
+        from reft_edge.config import did_you_mean
+
+        print(
+            f"reft-edge: error: there is no command {arguments[0]!r}{did_you_mean(arguments[0], list(COMMANDS))}",
+            file=sys.stderr,
+        )
+        return ConfigError.exit_code
     top_parser().parse_args(arguments or ["--help"])  # prints help, version or the error, and exits
     return ConfigError.exit_code
 

@@ -55,6 +55,11 @@ def is_known(target: object) -> bool:
     return target is operator.getitem or operator_name(target) in _RULES
 
 
+def place_text(module: str) -> str:
+    """Where in the model, in words; "" is the module that holds all others."""
+    return f"in module {module!r}" if module else "in the model's own forward()"
+
+
 def operator_name(target: object) -> str:
     """For example `aten::add.Tensor`."""
     if isinstance(target, torch._ops.OpOverload):
@@ -161,7 +166,7 @@ class Lowering:
                 return self._entry_by_entry(pair, arguments)
             return _RULES[name](self, pair, *arguments)
         except ModelError as exc:
-            raise ModelError(f"operator {name} in module {pair.module!r}: {exc}") from exc
+            raise ModelError(f"operator {name} {place_text(pair.module)}: {exc}") from exc
 
     def _entry_by_entry(self, pair: NodePair, arguments: Sequence[Any]) -> Result:
         """A rule that `broadcasts`, on tensors of which some have the batch last."""
@@ -213,7 +218,7 @@ class Lowering:
             node = pair.small
             if node.op == "call_function" and not is_known(node.target):
                 raise ModelError(
-                    f"operator {operator_name(node.target)} in module {pair.module!r} cannot be compiled; "
+                    f"operator {operator_name(node.target)} {place_text(pair.module)} cannot be compiled; "
                     "replace it by layers that reft-edge knows"
                 )
 

@@ -28,7 +28,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from reft_edge.compile.lowering import dtype_name, is_known, operator_name
+from reft_edge.compile.lowering import dtype_name, is_known, operator_name, place_text
 from reft_edge.errors import ModelError
 
 FORWARD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -181,7 +181,7 @@ def _check_shapes(traced: fx.GraphModule) -> None:
             if isinstance(value, Tensor) and any(isinstance(size, torch.SymInt) for size in value.shape):
                 module = (node.meta.get("custom") or {}).get("module", "")
                 raise ModelError(
-                    f"operator {operator_name(node.target)} in module {module!r}: the size of its result depends on "
+                    f"operator {operator_name(node.target)} {place_text(module)}: the size of its result depends on "
                     "the data; use torch.where instead of boolean indexing"
                 )
 

@@ -33,8 +33,8 @@ def describe_dataset(settings: DataSettings, *, base_dir: Path, split_seed: int)
         shape = dataset.sample_shape
     if dataset.targets is None:
         raise DataError(
-            f"{settings.path or settings.function}: the samples have no targets; training needs class folders, "
-            f"an array or columns of targets"
+            f"{settings.path or settings.function}: the samples have no targets, which training needs: a folder for "
+            "each class, an array `targets`, or target_column for a .csv"
         )
     training, holdout = dataset.split(settings.holdout_fraction, split_seed)
     return DataDescription(

@@ -117,7 +117,7 @@ def _reshape(inputs: Array, shape: tuple[int, ...], where: str) -> Array:
     hint = ""
     if len(shape) == 3 and found == (*shape[1:], shape[0]):
         hint = "; these look like (height, width, channels): store (channels, height, width)"
-    raise DataError(f"{where}: a sample has shape {found}, expected {shape}{hint}")
+    raise DataError(f"{where}: a sample has shape {found}, the model takes {shape}{hint}")
 
 
 def _federation_classes(dataset: Dataset, classes: tuple[str, ...], where: str) -> Dataset:

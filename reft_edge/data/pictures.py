@@ -95,7 +95,10 @@ def list_pictures(folder: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]]
     if flat and by_class:
         raise DataError(f"{folder} has pictures and class folders side by side; put every picture in a class folder")
     if not flat and not by_class:
-        raise DataError(f"{folder} has no pictures; expected <class>/<name>.png (or {', '.join(sorted(SUFFIXES))})")
+        raise DataError(
+            f"{folder} has no pictures; expected <class>/<name>.png (or {', '.join(sorted(SUFFIXES))}); "
+            "of recordings name one .csv or .npz file, or a function that reads them all"
+        )
     files = [(path, index) for index, (_, pictures) in enumerate(by_class) for path in pictures]
     return tuple(name for name, _ in by_class), flat or files
 

@@ -36,10 +36,17 @@ def load_npz(path: Path, settings: DataSettings) -> Dataset:
             inputs = archive["inputs"]
             targets = archive["targets"] if settings.labelled and "targets" in archive.files else None
             recordings = archive["recordings"].astype(np.int64) if "recordings" in archive.files else None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as exc:
-        raise DataError(f"{path} cannot be read as .npz: {exc}") from exc
+    except OSError as exc:
+        raise DataError(f"{path} cannot be read: {exc.strerror or exc}") from exc
+    except (ValueError, EOFError, zipfile.BadZipFile) as exc:  # numpy would advise to unpickle it
+        raise DataError(
+            f"{path} is no .npz of plain arrays; write it with numpy's savez(path, inputs=..., ...)"
+        ) from exc
     classes = settings.classes if targets is not None else ()
-    return Dataset(inputs=inputs, targets=targets, classes=classes, recordings=recordings)
+    try:
+        return Dataset(inputs=inputs, targets=targets, classes=classes, recordings=recordings)
+    except DataError as exc:
+        raise DataError(f"{path}: {exc}") from exc
 
 
 def load_csv(path: Path, settings: DataSettings) -> Dataset:
@@ -49,6 +56,8 @@ def load_csv(path: Path, settings: DataSettings) -> Dataset:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
             header = [name.strip() for name in next(reader, [])]
+            if not header:
+                raise DataError(f"{path} is empty; its first line must name the columns")
             features = list(settings.columns) or [name for name in header if name not in settings.target_columns]
             picked = [_column(header, name, path) for name in features]
             target_picked = [_column(header, name, path) for name in target_columns]

@@ -63,13 +63,17 @@ def build_model(
         entry = ZOO[reference]
         function = getattr(importlib.import_module(entry.module), entry.function)
     else:
-        raise ModelError(f"unknown model {reference!r}{did_you_mean(reference, model_names())}, or 'module:function'")
+        hint = did_you_mean(reference, model_names())
+        raise ModelError(f"unknown model {reference!r}, neither of the zoo nor of the form 'module:function'{hint}")
     arguments = {"input_shape": tuple(input_shape), "n_outputs": n_outputs}
     accepted = inspect.signature(function).parameters
     try:
         model = function(**{name: value for name, value in arguments.items() if name in accepted})
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as exc:
-        raise ModelError(f"model {reference!r} cannot be built for input shape {tuple(input_shape)}: {exc}") from exc
+        raise ModelError(
+            f"model {reference!r} cannot be built for input shape {tuple(input_shape)}: {exc}; the function gets those "
+            f"of {' and '.join(arguments)} that it names"
+        ) from exc
     if not isinstance(model, nn.Module):
         raise ModelError(f"model {reference!r}: the function returned {type(model).__name__}, not a torch.nn.Module")
     return model

@@ -169,10 +169,10 @@ ONES = np.ones((3, 2))
         ({"inputs": ONES, "targets": [0, 1]}, {}, "3 inputs and 2 targets"),
         ({"inputs": ONES, "targets": [0, -1, 1]}, {}, "class -1; classes start at 0"),
         ({"inputs": ONES, "targets": [0, 1, 5]}, {"classes": ["a", "b"]}, "class 5 is outside the federation's 0 to 1"),
-        ({"inputs": ONES}, {"input_shape": (3,)}, r"a sample has shape \(2,\), expected \(3,\)"),
+        ({"inputs": ONES}, {"input_shape": (3,)}, r"a sample has shape \(2,\), the model takes \(3,\)"),
         ({"inputs": np.ones((3, 8, 6, 3))}, {"input_shape": (3, 8, 6)}, "store .channels, height, width"),
         ({"samples": ONES}, {}, "no array 'inputs'; it has samples"),
-        ({"inputs": np.array([None, object()])}, {}, "cannot be read as .npz"),
+        ({"inputs": np.array([None, object()])}, {}, "is no .npz of plain arrays"),
     ],
 )
 def test_arrays_that_would_spoil_training_are_refused(
@@ -189,7 +189,7 @@ def test_arrays_that_would_spoil_training_are_refused(
         ({}, {"path": "nowhere"}, {}, "nowhere does not exist"),
         ({"d/notes.txt": "x"}, {"path": "d"}, {}, "has no pictures"),
         ({"d.json": "{}"}, {"path": "d.json"}, {}, "neither a folder nor"),
-        ({"d.npz": "no zip"}, {"path": "d.npz"}, {}, "cannot be read as .npz"),
+        ({"d.npz": "no zip"}, {"path": "d.npz"}, {}, "is no .npz of plain arrays"),
         ({"d.csv": "x,y\n1,a\n"}, {"path": "d.csv"}, {}, "row 2, column 'y': 'a' is not a number"),
         ({"d.csv": "x,y\n1\n"}, {"path": "d.csv"}, {}, "row 2: 1 values, the header has 2"),
         ({"d.csv": "x,y\n1,2\n"}, {"path": "d.csv", "target_column": "yy"}, {}, "no column 'yy'; did you mean 'y'"),
