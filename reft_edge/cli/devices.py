@@ -1,13 +1,16 @@
-"""The devices of a federation: what each trains, what it does now, and what became of its updates.
+"""The devices of a federation: what each trains and serves, what it does now, and what became of its updates.
 
 `planned` and `took` are the seconds of the latest round, without the upload. `updates` are those that counted, of all
 that were announced in this run. `heard` is how long ago the coordinator last heard of the device. A temperature stands
-beside the state where a device was throttled. --json says all that is known, with the kind of each device.
+beside the state where a device was throttled. `serves` is the version that it predicts with, as float32 or int8, and
+stands there once something was deployed; a device whose predictions depart from the others' is named below. --json says
+all that is known, with the kind of each device.
 `reft-edge quarantine` says more about those that get no tasks, and lifts them.
 
 examples:
   reft-edge devices federation.toml
   reft-edge devices federation.toml --json | jq '.[] | select(.state == "offline") | .device'
+  reft-edge devices federation.toml --json | jq '.[] | {device, version: .serving.version, departs}'
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
 def _print(devices: list[DeviceOverview]) -> None:
     from rich.console import Console
 
+    from reft_edge.coordinator.overview import served_text
     from reft_edge.coordinator.report.page import seconds_text
     from reft_edge.coordinator.report.terminal import new_table, right_aligned
     from reft_edge.coordinator.report.times import age_text
@@ -48,7 +52,11 @@ def _print(devices: list[DeviceOverview]) -> None:
     table = new_table("", "device")
     table.add_column("state", no_wrap=True)
     right_aligned(table, "model", "updates", "planned", "took", "heard")
+    somebody_serves = any(one.serving is not None for one in devices)
+    if somebody_serves:
+        table.add_column("serves", overflow="fold")
     for one in devices:
+        served = [served_text(one.serving)] if somebody_serves else []
         table.add_row(
             one.device,
             _state(one),
@@ -57,8 +65,13 @@ def _print(devices: list[DeviceOverview]) -> None:
             seconds_text(one.predicted_s),
             seconds_text(one.measured_s),
             age_text(one.seen_at, time.time()),
+            *served,
         )
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for one in devices:
+        for reason in one.departs:
+            console.print(f"{one.device} departs from the others: {reason}", markup=False, soft_wrap=True)
 
 
 def _state(one: DeviceOverview) -> str:

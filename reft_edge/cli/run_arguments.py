@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from reft_edge.coordinator.drift import Departure
     from reft_edge.coordinator.overview import RunOverview
 
 
@@ -27,18 +28,17 @@ def port_number(text: str) -> int:
 
 
 def load_overview(args: argparse.Namespace) -> RunOverview:
-    """How the run stands that `args` name."""
+    """How the run stands that `args` name; the fleet alone where models are served and none was trained."""
     from reft_edge.coordinator.overview import overview
-    from reft_edge.coordinator.run_files import find_run
+    from reft_edge.coordinator.run_files import RunFiles, find_latest, find_run
 
-    files = find_run(args.settings, args.run)
-    return overview(
-        files.events(),
-        record=files.record,
-        at_work=files.at_work,
-        devices=files.devices,
-        quarantined=files.quarantined,
-    )
+    files = find_latest(args.settings) if args.run is None else find_run(args.settings, args.run)
+    departing: list[Departure] = []
+    if any(one.condition.counts is not None for one in files.conditions):
+        from reft_edge.coordinator.drift import departures
+
+        departing = departures(files.conditions)
+    return overview(files.events() if isinstance(files, RunFiles) else [], files, departing=departing)
 
 
 def print_json(value: object) -> None:

@@ -7,16 +7,22 @@ person sees and what a program reads cannot disagree.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from reft_edge.coordinator.events import DeviceProgress, DeviceSeen, Event, Planned, PlannedDevice, UpdateSeen
-from reft_edge.coordinator.records import DeviceRecord, QuarantineRecord, RunRecord, RunState
+from reft_edge.coordinator.records import DeploymentState, RunRecord, RunState
 from reft_edge.coordinator.report.live import DeviceView, FleetView
+from reft_edge.coordinator.run_files import FleetFiles, RunFiles
 from reft_edge.profiling.profile import DeviceProfile
+from reft_edge.wire.deployment import Served, Vitals
 from reft_edge.wire.messages import Measured
+
+if TYPE_CHECKING:
+    from reft_edge.coordinator.drift import Departure
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +68,15 @@ class DeviceOverview(msgspec.Struct, frozen=True, kw_only=True):
     expected_at: float | None = None
     """Unix seconds when its update should be here by the plan."""
     temperature_celsius: float | None = None
+    """As it was told last, between rounds or with an update; so is `throttled`."""
     throttled: bool | None = None
+    battery_share: float | None = None
+    """Charge, from 0 to 1."""
+    on_battery: bool | None = None
+    serving: Served | None = None
+    """What it predicts with."""
+    departs: list[str] = []
+    """How its predictions are unlike those of the others that serve the same version, in words."""
     updates: dict[str, int] = {}
     """Number of its updates in this run by what became of them."""
     seen_at: float | None = None
@@ -78,17 +92,32 @@ class DeviceOverview(msgspec.Struct, frozen=True, kw_only=True):
         return sum(self.updates.values())
 
 
+class DeploymentOverview(msgspec.Struct, frozen=True, kw_only=True):
+    """The latest roll-out of a version."""
+
+    deployment: str
+    version: str
+    state: DeploymentState
+    reason: str
+    """Why it was rolled back or interrupted."""
+    started_at: float
+    ended_at: float | None
+    devices: dict[str, int]
+    """Number of devices by how far they are."""
+
+
 class RunOverview(msgspec.Struct, frozen=True, kw_only=True):
-    """A run, and everybody in it."""
+    """A run, and everybody in it. Where models were deployed and none was trained, without a run."""
 
     federation: str
     run: str
-    state: RunState
+    """Empty where there is none."""
+    state: RunState | None
     reason: str
     """Why it failed."""
     at_work: bool
-    """Whether a coordinator works on the federation now."""
-    created_at: float
+    """Whether a coordinator, a deployment or a monitor works on the federation now."""
+    created_at: float | None
     ended_at: float | None
     round: int
     rounds: int
@@ -100,21 +129,23 @@ class RunOverview(msgspec.Struct, frozen=True, kw_only=True):
     values: list[float | None]
     """The metric at the end of each round."""
     devices: list[DeviceOverview]
+    deployment: DeploymentOverview | None = None
 
 
-def overview(
-    events: Iterable[Event],
-    *,
-    record: RunRecord,
-    at_work: bool,
-    devices: Iterable[DeviceRecord] = (),
-    quarantined: Iterable[QuarantineRecord] = (),
-) -> RunOverview:
-    """How the run of `record` stands after `events`; `devices` and `quarantined` are the store's."""
+def overview(events: Iterable[Event], files: FleetFiles, *, departing: Sequence[Departure] = ()) -> RunOverview:
+    """How the run of `files` stands after `events`."""
     tally = Tally()
     for event in events:
         tally.add(event)
-    return tally.overview(record=record, at_work=at_work, devices=devices, quarantined=quarantined)
+    return tally.overview(files, departing=departing)
+
+
+def served_text(served: Served | None) -> str:
+    """Version and precision; the model, too, where it is not the whole one. A hyphen for nothing."""
+    if served is None:
+        return "-"
+    model = "" if served.model == "global" else f"{served.model}, "
+    return f"{served.version} ({model}{served.precision})"
 
 
 class Tally:
@@ -134,42 +165,89 @@ class Tally:
         if device is not None:
             self._told[device].add(event)
 
-    def overview(
-        self,
-        *,
-        record: RunRecord,
-        at_work: bool,
-        devices: Iterable[DeviceRecord] = (),
-        quarantined: Iterable[QuarantineRecord] = (),
-    ) -> RunOverview:
+    def overview(self, files: FleetFiles, *, departing: Sequence[Departure] = ()) -> RunOverview:
         """As the function of this name."""
         view = self._view
-        known = {one.device: one for one in devices}
-        barred = {one.device: one.reason for one in quarantined}
-        names = sorted(view.devices.keys() | known.keys())
+        record = files.record if isinstance(files, RunFiles) else None
+        known = _Known(files, departing)
         return RunOverview(
-            federation=record.federation,
-            run=record.run,
-            state=record.state,
-            reason=record.reason,
-            at_work=at_work,
-            created_at=record.created_at,
-            ended_at=record.ended_at,
+            federation=files.federation,
+            run=record.run if record is not None else "",
+            state=record.state if record is not None else None,
+            reason=record.reason if record is not None else "",
+            at_work=files.at_work,
+            created_at=record.created_at if record is not None else None,
+            ended_at=record.ended_at if record is not None else None,
             round=view.round,
             rounds=view.rounds,
-            phase=_phase(view, record, at_work),
-            deadline=view.deadline if at_work else None,
+            phase=_phase(view, record, files.at_work),
+            deadline=view.deadline if files.at_work else None,
             metric=view.metric,
             values=list(view.values),
             devices=[
-                _device(
-                    view.devices.get(name, DeviceView(device=name)),
-                    known.get(name),
-                    barred.get(name),
-                    self._told.get(name, _Told()),
-                )
-                for name in names
+                known.device(view.devices.get(name, DeviceView(device=name)), self._told.get(name, _Told()))
+                for name in sorted(view.devices.keys() | known.names)
             ],
+            deployment=_deployment(files),
+        )
+
+
+class _Known:
+    """What the store knows of each device."""
+
+    def __init__(self, files: FleetFiles, departing: Sequence[Departure]) -> None:
+        self.devices = {one.device: one for one in files.devices}
+        self.conditions = {one.device: one for one in files.conditions}
+        self._barred = {one.device: one.reason for one in files.quarantined}
+        self._presence = {one.device: one for one in files.presence}
+        self._departs: dict[str, list[str]] = defaultdict(list)
+        for one in departing:
+            self._departs[one.device].append(one.reason)
+        self.names = self.devices.keys() | self.conditions.keys() | self._presence.keys()
+
+    def device(self, row: DeviceView, told: _Told) -> DeviceOverview:
+        """Who is there is known from the store, where a process that began later than the events has put it."""
+        name = row.device
+        presence, record, condition = self._presence.get(name), self.devices.get(name), self.conditions.get(name)
+        row = replace(row, quarantined=False, online=row.online if presence is None else presence.online)
+        barred = self._barred.get(name)
+        announced = record.announcement if record is not None else None
+        vitals = condition.condition.vitals if condition is not None else None
+        took = told.took
+        times = [
+            told.at,
+            record.seen_at if record is not None else None,
+            presence.at if presence is not None else None,
+            condition.seen_at if condition is not None else None,
+        ]
+        if vitals is None and took is not None:
+            vitals = Vitals(temperature_celsius=took.temperature_celsius, throttled=took.throttled)
+        vitals = vitals or Vitals()
+        return DeviceOverview(
+            device=name,
+            state="quarantine" if barred is not None else row.state,
+            part=row.part,
+            online=row.online,
+            reason=barred if barred is not None else row.reason or told.complaint,
+            profile=announced.profile.name if announced is not None else told.profile,
+            training_samples=announced.training_samples if announced is not None else 0,
+            capacity=_capacity(None if announced is None else announced.profile, told),
+            variant=row.variant,
+            share=row.share if row.variant else None,
+            steps_done=row.steps_done,
+            steps_total=row.steps_total,
+            loss=row.loss,
+            predicted_s=row.predicted_s,
+            measured_s=row.measured_s,
+            expected_at=row.expected_at,
+            temperature_celsius=vitals.temperature_celsius,
+            throttled=vitals.throttled,
+            battery_share=vitals.battery_share,
+            on_battery=vitals.on_battery,
+            serving=condition.condition.serving if condition is not None else None,
+            departs=self._departs.get(name, []),
+            updates=dict(sorted(told.updates.items())),
+            seen_at=max((at for at in times if at is not None), default=None),
         )
 
 
@@ -205,37 +283,27 @@ class _Told:
                     self.updates[event.state] += 1
 
 
-def _phase(view: FleetView, record: RunRecord, at_work: bool) -> str:
+def _phase(view: FleetView, record: RunRecord | None, at_work: bool) -> str:
     """What is being done now."""
+    if record is None:
+        return "nothing was trained yet"
     if record.state != "active":
         return record.state
     return view.phase if at_work else "interrupted: the coordinator is not running"
 
 
-def _device(row: DeviceView, record: DeviceRecord | None, barred: str | None, told: _Told) -> DeviceOverview:
-    announced = record.announcement if record is not None else None
-    times = [at for at in (told.at, record.seen_at if record is not None else None) if at is not None]
-    return DeviceOverview(
-        device=row.device,
-        state="quarantine" if barred is not None else replace(row, quarantined=False).state,
-        part=row.part,
-        online=row.online,
-        reason=barred if barred is not None else row.reason or told.complaint,
-        profile=announced.profile.name if announced is not None else told.profile,
-        training_samples=announced.training_samples if announced is not None else 0,
-        capacity=_capacity(None if announced is None else announced.profile, told),
-        variant=row.variant,
-        share=row.share if row.variant else None,
-        steps_done=row.steps_done,
-        steps_total=row.steps_total,
-        loss=row.loss,
-        predicted_s=row.predicted_s,
-        measured_s=row.measured_s,
-        expected_at=row.expected_at,
-        temperature_celsius=told.took.temperature_celsius if told.took is not None else None,
-        throttled=told.took.throttled if told.took is not None else None,
-        updates=dict(sorted(told.updates.items())),
-        seen_at=max(times, default=None),
+def _deployment(files: FleetFiles) -> DeploymentOverview | None:
+    if not files.deployments:
+        return None
+    latest = files.deployments[0]
+    return DeploymentOverview(
+        deployment=latest.deployment,
+        version=latest.version,
+        state=latest.state,
+        reason=latest.reason,
+        started_at=latest.started_at,
+        ended_at=latest.ended_at,
+        devices=dict(sorted(Counter(one.state for one in files.deployed).items())),
     )
 
 

@@ -30,6 +30,9 @@ from reft_edge.errors import ConfigError, FederationError
 class FleetFiles:
     """What the store knows of the fleet now. It needs no run: a model of one's own may be deployed without one."""
 
+    federation: str
+    results: Path
+    """The output directory, where the store lies and each run has a folder."""
     at_work: bool
     """Whether a process owns the store: a coordinator, a deployment, a roll-back or a monitor."""
     devices: list[DeviceRecord]
@@ -78,6 +81,28 @@ def find_fleet(settings_file: Path) -> FleetFiles:
         return _read_fleet(store, settings.federation, results)
 
 
+def find_latest(settings_file: Path) -> FleetFiles:
+    """The latest run; the fleet alone where nobody has trained, but models were deployed or devices heard of.
+
+    Raises as `find_run`.
+    """
+    settings, results = _results(settings_file)
+    with closing(Store(results, shared=True)) as store:
+        fleet = _read_fleet(store, settings.federation, results)
+        runs = store.runs(settings.federation)
+    if not runs and (fleet.deployments or fleet.devices):
+        return fleet
+    record = _choose(runs, None, settings.federation)
+    return RunFiles(record=record, directory=results / record.run, **vars(fleet))
+
+
+def find_deployed(settings_file: Path, deployment: str) -> list[DeployedDevice]:
+    """The devices of any deployment; empty for one that nobody knows. Raises as `find_fleet`."""
+    _, results = _results(settings_file)
+    with closing(Store(results, shared=True)) as store:
+        return store.deployed_devices(deployment)
+
+
 def _results(settings_file: Path) -> tuple[FederationSettings, Path]:
     """The settings, and where the store lies."""
     settings = load_federation(settings_file)
@@ -87,6 +112,8 @@ def _results(settings_file: Path) -> tuple[FederationSettings, Path]:
 def _read_fleet(store: Store, federation: str, results: Path) -> FleetFiles:
     deployments = store.deployments(federation)
     return FleetFiles(
+        federation=federation,
+        results=results,
         at_work=is_at_work(results),
         devices=store.devices(),
         quarantined=store.quarantined(),

@@ -86,7 +86,7 @@ def family_tree(report: RunReport) -> Options:
         for one in device.rounds:
             variants.setdefault(one.variant, set()).add(device.device)
     children = [
-        {"name": "whole model" if name == "0" else f"pruned by {name}", "children": _leaves(devices)}
+        {"name": "whole model" if not float(name) else f"pruned by {name}", "children": _leaves(devices)}
         for name, devices in sorted(variants.items(), key=lambda item: float(item[0]))
     ]
     if report.exports:

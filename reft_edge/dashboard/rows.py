@@ -1,109 +1,157 @@
-"""Rows and columns of the pages' tables. Pure: value objects in, plain dictionaries out."""
+"""Rows and columns of the pages' tables. Pure: value objects in, plain dictionaries out.
+
+A row has a `key`, and a value for each of its table's columns; beside them perhaps a `tone` (see `TONES`), and a `lane`
+and its `place` where rows are counted by lane.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import time
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from reft_edge.coordinator.report.page import bytes_text, metric_text, seconds_text
-from reft_edge.coordinator.report.times import age_text, time_text
+from reft_edge.coordinator.report.times import time_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from reft_edge.coordinator.overview import DeviceOverview
+    from reft_edge.coordinator.overview import DeviceOverview, RunOverview
     from reft_edge.coordinator.records import QuarantineRecord
     from reft_edge.coordinator.report.record import RunReport
 
-TRAINED = ("uploading", "done", "late", "rejected", "damaged")
-"""States of devices that have finished their steps."""
+Value: TypeAlias = str | int | float | None
+Row: TypeAlias = dict[str, Value]
+Column: TypeAlias = dict[str, str]
 
-STATE_COLOURS = {
-    "training": "primary",
-    "fetching": "primary",
-    "uploading": "primary",
-    "accepted": "primary",
-    "asked": "primary",
-    "done": "positive",
-    "ready": "positive",
-    "late": "warning",
-    "left out": "warning",
-    "offline": "grey",
-    "waiting": "grey",
-    "refused": "negative",
-    "failed": "negative",
-    "rejected": "negative",
-    "damaged": "negative",
-    "quarantine": "negative",
+Kind: TypeAlias = Literal["text", "number", "state", "mark", "progress", "age", "due", "link"]
+"""How a column shows its values: `number` is aligned and sorted as one, `mark` warns where it says anything, `age` and
+`due` are Unix seconds behind us and before us."""
+
+Tone: TypeAlias = Literal["busy", "good", "warn", "bad", "quiet"]
+
+LANES: dict[str, tuple[str, Tone]] = {
+    "asked": ("waiting", "quiet"),
+    "accepted": ("waiting", "quiet"),
+    "fetching": ("fetching", "busy"),
+    "training": ("training", "busy"),
+    "uploading": ("uploading", "busy"),
+    "done": ("received", "good"),
+    "merged": ("merged", "good"),
+    "late": ("late", "warn"),
+    "rejected": ("rejected", "bad"),
+    "damaged": ("damaged", "bad"),
+    "failed": ("failed", "bad"),
+    "refused": ("refused", "warn"),
+    "absent": ("absent", "warn"),
+    "left out": ("left out", "quiet"),
+    "quarantine": ("quarantine", "bad"),
+    "ready": ("ready", "good"),
+    "offline": ("offline", "quiet"),
 }
-"""Colours of Quasar, the page's toolkit; words say the same, for those who do not see colours."""
+"""A device's state -> how the pages call it, and its tone, in the order in which a round goes. Words say what colours
+say."""
 
-Row = dict[str, Any]
-Column = dict[str, Any]
+_PLACES = {lane: place for place, (lane, _) in enumerate(LANES.values())}
+
+FINISHED = ("uploading", "done", "merged", "late", "rejected", "damaged")
+"""Parts of devices of whose steps nothing more is heard."""
 
 
-def columns(**headings: str) -> list[Column]:
-    """A column for each field; the first is the key by which rows stay apart."""
-    return [
-        {"name": field, "label": label, "field": field, "align": "left", "sortable": True}
-        for field, label in headings.items()
-    ]
+def columns(kinds: Mapping[str, Kind] | None = None, **headings: str) -> list[Column]:
+    """A column for each field."""
+    known = kinds or {}
+    return [{"name": name, "label": label, "kind": known.get(name, "text")} for name, label in headings.items()]
 
 
 FLEET = columns(
+    {
+        "state": "state",
+        "speed": "number",
+        "memory": "number",
+        "temperature": "number",
+        "battery": "number",
+        "samples": "number",
+        "seen": "age",
+        "drift": "mark",
+    },
     device="device",
     state="state",
-    kind="kind",
-    model="model",
+    board="kind",
+    variant="trains",
+    speed="FLOP/s used",
+    memory="memory used",
+    temperature="temperature",
+    battery="power",
     samples="samples",
     updates="updates",
-    planned="planned",
-    took="took",
-    temperature="temperature",
-    heard="heard of",
+    seen="last seen",
 )
 
 
-def fleet(devices: Sequence[DeviceOverview], now: float) -> list[Row]:
-    """What each device is, what it trains, and how it does. `now` in Unix seconds."""
+def fleet(devices: Sequence[DeviceOverview]) -> list[Row]:
+    """What each device is, what it has and uses, and how it is."""
     return [
         {
+            "key": one.device,
             "device": one.device,
-            "state": one.state,
-            "colour": STATE_COLOURS.get(one.state, "grey"),
-            "kind": one.profile or "-",
-            "model": _share(one),
+            **_lane(one.state),
+            "board": one.profile or "-",
+            "variant": _share(one),
+            "speed": _of(one.capacity.used_flops_per_s, one.capacity.flops_per_s, flops_text, one.capacity.measured),
+            "memory": _of(one.capacity.used_memory_bytes, one.capacity.memory_bytes, bytes_text, one.capacity.measured),
+            "temperature": _temperature(one),
             "samples": one.training_samples,
             "updates": f"{one.counted} of {one.announced}",
-            "planned": seconds_text(one.predicted_s),
-            "took": seconds_text(one.measured_s),
-            "temperature": _temperature(one),
-            "heard": "-" if one.seen_at is None else f"{age_text(one.seen_at, now)} ago",
+            "seen": one.seen_at,
         }
         for one in devices
     ]
 
 
-ROUND = columns(device="device", state="state", progress="progress", model="model", loss="loss", reason="why")
+ROUND = columns(
+    {"state": "state", "progress": "progress", "due": "due", "loss": "number", "took": "number"},
+    device="device",
+    state="where",
+    progress="steps",
+    loss="loss",
+    variant="model",
+    due="expected",
+    took="took",
+    reason="why",
+)
 
 
-def present_round(devices: Sequence[DeviceOverview]) -> list[Row]:
-    """Who is where in the round that is open, or was the last."""
+def present_round(state: RunOverview) -> list[Row]:
+    """Who is where in the round that is open, or was the last; those who have no part in it, too."""
     return [
         {
+            "key": one.device,
             "device": one.device,
-            "state": one.state,
-            "colour": STATE_COLOURS.get(one.state, "grey"),
+            **_lane(place),
             "progress": _progress(one),
-            "model": _share(one),
+            "steps": f"{one.steps_done} of {one.steps_total}" if one.steps_total else "",
             "loss": "-" if one.loss is None else f"{one.loss:.3f}",
+            "variant": _share(one),
+            "due": one.expected_at if state.at_work and place in EXPECTED else None,
+            "took": seconds_text(one.measured_s),
             "reason": one.reason,
         }
-        for one in devices
-        if one.variant or one.reason
+        for one in state.devices
+        for place in [_place(one)]
     ]
+
+
+EXPECTED = ("asked", "accepted", "fetching", "training", "uploading", "absent")
+"""Where devices are from which the round still expects something."""
+
+
+def _place(one: DeviceOverview) -> str:
+    """Its part, which it keeps when it leaves after it has done it."""
+    return one.part if one.part and one.state in ("offline", one.part) else one.state
 
 
 ROUNDS = columns(
+    dict.fromkeys(("round", "averaged", "merged", "distilled", "traffic", "time"), "number"),
     round="round",
     averaged="mean",
     merged="merged",
@@ -116,34 +164,33 @@ ROUNDS = columns(
 
 def rounds(report: RunReport) -> list[Row]:
     """One for each round, the newest first."""
+    traffic: dict[int, int] = {}
+    for device in report.devices:
+        for part in device.rounds:
+            traffic[part.round] = traffic.get(part.round, 0) + part.down_bytes + part.up_bytes
     return [
         {
+            "key": str(one.round),
             "round": one.round,
             "averaged": metric_text(one.averaged, report.metric),
             "merged": metric_text(one.merged, report.metric),
             "distilled": metric_text(one.distilled, report.metric),
             "updates": f"{one.updates} of {one.asked}",
-            "traffic": bytes_text(
-                sum(
-                    part.down_bytes + part.up_bytes
-                    for device in report.devices
-                    for part in device.rounds
-                    if part.round == one.round
-                )
-            ),
+            "traffic": bytes_text(traffic.get(one.round, 0)),
             "time": seconds_text(one.seconds),
         }
         for one in reversed(report.rounds)
     ]
 
 
-EXPORTS = columns(name="file", size="size", value="on test data", path="where")
+EXPORTS = columns({"size": "number", "value": "number"}, name="file", size="size", value="on test data", path="where")
 
 
 def exports(report: RunReport) -> list[Row]:
     """Exported models."""
     return [
         {
+            "key": one.name,
             "name": f"{one.name}.onnx",
             "size": bytes_text(one.values.get("size_bytes", 0)),
             "value": metric_text(one.values.get(report.metric), report.metric),
@@ -153,19 +200,23 @@ def exports(report: RunReport) -> list[Row]:
     ]
 
 
-REJECTED = columns(place="update", reason="why", size="size", kept="kept as")
+REJECTED = columns(
+    {"round": "number", "size": "number"}, device="device", round="round", reason="why", size="size", kept="kept as"
+)
 
 
 def rejected(report: RunReport) -> list[Row]:
     """Updates of no use, the newest first."""
     return [
         {
-            "place": f"{one.device}, round {one.round}",
+            "key": str(number),
+            "device": one.device,
+            "round": one.round,
             "reason": one.reason,
             "size": bytes_text(one.up_bytes),
             "kept": one.kept or "-",
         }
-        for one in reversed(report.rejected)
+        for number, one in reversed(list(enumerate(report.rejected)))
     ]
 
 
@@ -176,6 +227,7 @@ def quarantined(records: Sequence[QuarantineRecord]) -> list[Row]:
     """Devices that get no tasks."""
     return [
         {
+            "key": one.device,
             "device": one.device,
             "since": time_text(one.since),
             "author": "the coordinator" if one.by == "rejections" else "a person",
@@ -185,19 +237,53 @@ def quarantined(records: Sequence[QuarantineRecord]) -> list[Row]:
     ]
 
 
-LEFT_OUT = columns(place="device", reason="why")
+LEFT_OUT = columns({"round": "number"}, device="device", round="round", reason="why")
 
 
 def left_out(report: RunReport) -> list[Row]:
     """Devices that were there and got no task, the newest first."""
-    return [{"place": f"{one.device}, round {one.round}", "reason": one.reason} for one in reversed(report.left_out)]
+    return [
+        {"key": str(number), "device": one.device, "round": one.round, "reason": one.reason}
+        for number, one in reversed(list(enumerate(report.left_out)))
+    ]
+
+
+def clock_text(at: float) -> str:
+    """Unix seconds as the time of day here."""
+    return time.strftime("%H:%M:%S", time.localtime(at))
+
+
+def flops_text(flops_per_s: float) -> str:
+    """In k, M, G or TFLOP/s, with three digits."""
+    for scale, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if flops_per_s >= scale:
+            return f"{flops_per_s / scale:.3g} {prefix}FLOP/s"
+    return f"{flops_per_s / 1e3:.3g} kFLOP/s"
+
+
+def _lane(state: str) -> Row:
+    lane, tone = LANES.get(state, (state, "quiet"))
+    return {"state": lane, "tone": tone, "lane": lane, "place": _PLACES.get(lane, len(_PLACES))}
+
+
+def _of(used: float | None, there: float | None, text: Callable[[float], str], measured: bool) -> str:
+    """What is used of what there is; a planned figure has a tilde."""
+    if there is None:
+        return "-"
+    whole = text(there)
+    if used is None:
+        return f"of {whole}"
+    part = text(used)
+    if part.split()[-1] == whole.split()[-1]:
+        part = part.split()[0]
+    return f"{'' if measured else '~'}{part} of {whole}"
 
 
 def _progress(one: DeviceOverview) -> float:
     """Share of the training steps that are done."""
-    if one.state in TRAINED:
-        return 1.0
-    return one.steps_done / one.steps_total if one.steps_total else 0.0
+    if one.steps_total:
+        return round(one.steps_done / one.steps_total, 3)
+    return 1.0 if one.part in FINISHED and one.measured_s is not None else 0.0
 
 
 def _share(one: DeviceOverview) -> str:

@@ -1,103 +1,167 @@
-"""What the pages show: one federation's latest run, read from disk as the coordinator writes it.
+"""What the pages show: one federation's latest run and its fleet, read from disk as the coordinator writes it.
 
 Reading files makes the dashboard independent of the coordinator: that may be stopped, restarted or begin a new run
-while a page is open. Memory grows with rounds and devices, not with time: of a device's progress in a round, and of
-distilling, only the last word is kept.
+while a page is open. Events are taken in as they come; the store is read only when its files have changed. Memory grows
+with rounds and devices, not with time: of a device's progress in a round, and of distilling, only the last word is
+kept.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from reft_edge.coordinator.database import DATABASE_FILE, is_at_work
+from reft_edge.coordinator.drift import Departure, departures
 from reft_edge.coordinator.event_log import LogReader
-from reft_edge.coordinator.events import DeviceProgress, Distilling, Event
-from reft_edge.coordinator.overview import RunOverview, overview
-from reft_edge.coordinator.records import QuarantineRecord
+from reft_edge.coordinator.events import DeviceProgress, DeviceSeen, Distilling, Event, Waiting
+from reft_edge.coordinator.overview import RunOverview, Tally
+from reft_edge.coordinator.records import ConditionRecord, DeployedDevice, DeploymentRecord, QuarantineRecord
 from reft_edge.coordinator.report.record import RunReport, gather
-from reft_edge.coordinator.run_files import RunFiles, find_run
+from reft_edge.coordinator.run_files import FleetFiles, RunFiles, find_latest
 from reft_edge.errors import FederationError
 
+STORE_S = 1.0
+"""How often the store is read while it changes all the time, or is not there yet. Events, which say what devices do, do
+not wait for it."""
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True)
 class Picture:
     """All that is known at one moment. `version` rises with every change.
 
-    `overview` and `report` are None before the first run; `trouble` then says what is missing.
+    `overview` is None where there is nothing yet; `trouble` then says what is missing.
     """
 
     version: int = 0
     trouble: str = ""
     overview: RunOverview | None = None
-    report: RunReport | None = None
     quarantined: tuple[QuarantineRecord, ...] = ()
+    conditions: tuple[ConditionRecord, ...] = ()
+    departures: tuple[Departure, ...] = ()
+    deployments: tuple[DeploymentRecord, ...] = ()
+    """The latest first."""
+    deployed: tuple[DeployedDevice, ...] = ()
+    """Of the latest deployment."""
     distilling: Distilling | None = None
     """While the coordinator distils."""
     seen: tuple[Event, ...] = ()
     """The events behind it all, oldest first."""
+    n_figures: int = 0
+    """Rises with each event that changes the report."""
+
+    @cached_property
+    def report(self) -> RunReport:
+        """The figures of the run; made when somebody looks at them."""
+        return gather(self.seen)
 
 
 class Source:
     """Call `refresh` from one thread, and read `picture` from any."""
 
-    def __init__(self, settings_file: Path) -> None:
-        self._settings_file = settings_file
+    def __init__(self, settings_file: Path, *, store_s: float = STORE_S) -> None:
+        self.settings_file = settings_file
+        self._store_s = store_s
+        self._files: FleetFiles | None = None
+        self._stamp: tuple[object, ...] = ()
+        self._read_at = 0.0
         self._reader: LogReader | None = None
         self._events = _Events()
-        self._store: tuple[object, ...] = ()
         self.picture = Picture()
 
     def refresh(self) -> bool:
         """Read what is new; returns whether anything was. Raises `ConfigError` for settings that are wrong."""
+        if self._files is None and self.picture.trouble and self._read_lately:
+            return False
         try:
-            files = find_run(self._settings_file)
+            files, store_is_new = self._look_at_store()
         except FederationError as exc:
+            self._files, self._read_at = None, time.monotonic()
             if self.picture.trouble == str(exc):
                 return False
             self.picture = Picture(version=self.picture.version + 1, trouble=str(exc))
             return True
-        if self._reader is None or self._reader.path != files.log:
-            self._reader = LogReader(files.log)
-            self._events = _Events()
-        news = self._reader.read()
-        store = (files.record, files.at_work, files.devices, files.quarantined)
-        if not news and store == self._store:
+        news = self._look_at_log(files)
+        if not news and not store_is_new:
             return False
         for event in news:
             self._events.add(event)
-        self._store = store
-        self.picture = self._draw(files)
+        self.picture = self._draw(files, store_is_new=store_is_new)
         return True
 
-    def _draw(self, files: RunFiles) -> Picture:
+    @property
+    def _read_lately(self) -> bool:
+        return time.monotonic() < self._read_at + self._store_s
+
+    def _look_at_store(self) -> tuple[FleetFiles, bool]:
+        """What it holds, and whether that is new."""
+        before = self._files
+        stamp = (_stamp_of(self.settings_file), *self._store_stamp())
+        if before is not None and (stamp == self._stamp or self._read_lately):
+            return before, False
+        files = find_latest(self.settings_file)
+        self._files, self._read_at = files, time.monotonic()
+        self._stamp = (_stamp_of(self.settings_file), *self._store_stamp())
+        return files, files != before
+
+    def _store_stamp(self) -> tuple[object, ...]:
+        """What changes with the store, at the price of three looks at a folder."""
+        if self._files is None:
+            return ()
+        results = self._files.results
+        database = results / DATABASE_FILE
+        return _stamp_of(database), _stamp_of(database.with_name(f"{DATABASE_FILE}-wal")), is_at_work(results)
+
+    def _look_at_log(self, files: FleetFiles) -> list[Event]:
+        if not isinstance(files, RunFiles):
+            return []
+        if self._reader is None or self._reader.path != files.log:
+            self._reader = LogReader(files.log)
+            self._events = _Events()
+        return self._reader.read()
+
+    def _draw(self, files: FleetFiles, *, store_is_new: bool) -> Picture:
+        before = self.picture
         seen = self._events.kept()
-        state = overview(
-            seen,
-            record=files.record,
-            at_work=files.at_work,
-            devices=files.devices,
-            quarantined=files.quarantined,
-        )
         last = seen[-1] if seen else None
+        departing = tuple(departures(files.conditions)) if store_is_new else before.departures
         return Picture(
-            version=self.picture.version + 1,
-            overview=state,
-            report=gather(seen),
+            version=before.version + 1,
+            overview=self._events.tally.overview(files, departing=departing),
             quarantined=tuple(files.quarantined),
+            conditions=tuple(files.conditions),
+            departures=departing,
+            deployments=tuple(files.deployments),
+            deployed=tuple(files.deployed),
             distilling=last if isinstance(last, Distilling) and files.at_work else None,
             seen=tuple(seen),
+            n_figures=self._events.n_figures,
         )
+
+
+def _stamp_of(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
 
 
 class _Events:
     """Events in order, without those that a later one has made pointless."""
 
     def __init__(self) -> None:
+        self.tally = Tally()
+        self.n_figures = 0
         self._kept: dict[int, Event] = {}
         self._last_word: dict[object, int] = {}
         self._serial = 0
 
     def add(self, event: Event) -> None:
+        self.tally.add(event)
+        self.n_figures += not isinstance(event, DeviceProgress | DeviceSeen | Distilling | Waiting)
         self._serial += 1
         self._kept[self._serial] = event
         key: object = None

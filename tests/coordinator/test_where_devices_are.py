@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from reft_edge.coordinator import events
 from reft_edge.coordinator.overview import Tally, overview
 from reft_edge.coordinator.records import Prediction, RunRecord
 from reft_edge.coordinator.report.live import FleetView, PlainWatcher
+from reft_edge.coordinator.run_files import RunFiles
 from reft_edge.wire.messages import Measured
 
-RECORD = RunRecord(run="r", federation="birds", settings_digest="", created_at=1.0)
+FILES = RunFiles(
+    federation="birds",
+    results=Path(),
+    at_work=True,
+    devices=[],
+    quarantined=[],
+    presence=[],
+    conditions=[],
+    deployments=[],
+    deployed=[],
+    record=RunRecord(run="r", federation="birds", settings_digest="", created_at=1.0),
+    directory=Path(),
+)
 
 
 def started(resumed=False):
@@ -61,7 +76,7 @@ BEGUN = [started(), *map(seen, "abc"), planned(*"abc"), opened(*"abc")]
 
 
 def states(*told):
-    return {one.device: one.state for one in overview(told, record=RECORD, at_work=True).devices}
+    return {one.device: one.state for one in overview(told, FILES).devices}
 
 
 def collected(*late, number=1):
@@ -103,14 +118,14 @@ def test_each_device_is_in_one_place(told, state):
 
 def test_who_has_finished_its_part_is_remembered_when_it_leaves():
     told = [*BEGUN, update("a"), collected("b", "c"), events.RoundMerged(round=1, updates=1), seen("a", online=False)]
-    one = overview(told, record=RECORD, at_work=True).devices[0]
+    one = overview(told, FILES).devices[0]
     assert (one.state, one.part, one.online) == ("offline", "merged", False)
 
 
 def test_an_update_for_a_round_that_is_over_does_not_hide_the_present_task():
     told = [*BEGUN, collected(*"abc"), planned(*"abc", number=2), opened(*"abc", number=2)]
     told += [says("a", "fetching", number=2), update("a", "late")]
-    one = overview(told, record=RECORD, at_work=True).devices[0]
+    one = overview(told, FILES).devices[0]
     assert (one.state, one.updates) == ("fetching", {"late": 1})
 
 
@@ -136,12 +151,12 @@ def test_what_a_variant_takes_is_planned_first_and_then_measured():
     tally = Tally()
     for event in BEGUN:
         tally.add(event)
-    before = tally.overview(record=RECORD, at_work=True).devices[0]
+    before = tally.overview(FILES).devices[0]
     assert before.expected_at == 14.0
     assert (before.capacity.used_flops_per_s, before.capacity.used_memory_bytes) == (4e9, 50.0)
     assert not before.capacity.measured
     tally.add(update("a", measured=took))
-    after = tally.overview(record=RECORD, at_work=True).devices[0].capacity
+    after = tally.overview(FILES).devices[0].capacity
     assert (after.used_flops_per_s, after.used_memory_bytes, after.measured) == (2e9, 70, True)
     tally.add(planned("a", number=2))
-    assert not tally.overview(record=RECORD, at_work=True).devices[0].capacity.measured
+    assert not tally.overview(FILES).devices[0].capacity.measured

@@ -21,7 +21,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from reft_edge.coordinator import events
 from reft_edge.coordinator.store import Store
-from reft_edge.dashboard.pages import PAGES
+from reft_edge.dashboard.parts import PAGES
 from tests.conftest import skip_or_fail
 from tests.written_run import FINISHED, tell_on, write_run
 
@@ -93,7 +93,7 @@ def test_a_round_is_followed_and_a_rejected_update_appears_without_a_reload(tmp_
     settings = write_run(tmp_path)
     with dashboard(settings) as address, browser(LAPTOP) as page:
         page.get(address + PAGES["Round"])
-        wait_for_text(page, "birds", "the coordinator is not running")
+        wait_for_text(page, "birds", "interrupted", "the coordinator is not running")
         page.execute_script("window.loadedOnce = true")
         with closing(Store(tmp_path / "federation")):  # a coordinator is at work again
             tell_on(settings, events.DeviceProgress(round=2, device="pi-1", state="training", steps_total=8))
@@ -105,7 +105,7 @@ def test_a_round_is_followed_and_a_rejected_update_appears_without_a_reload(tmp_
         wait_for_text(page, "the coordinator is not running")
         assert page.execute_script("return window.loadedOnce") is True
         page.get(address + PAGES["Rejected"])
-        wait_for_text(page, "pi-1, round 2", "far <b>too</b> long", "three bad updates")
+        wait_for_text(page, "pi-1", "far <b>too</b> long", "three bad updates")
 
 
 @pytest.mark.parametrize(("size", "dark"), [(LAPTOP, False), (PHONE, True)], ids=["laptop", "phone, dark"])
@@ -113,7 +113,7 @@ def test_every_page_shows_its_part_and_asks_nobody_else(tmp_path, size, dark):
     settings = write_run(tmp_path)
     tell_on(settings, events.Exported(name="global", path="x/global.onnx", values={"accuracy": 0.5}), FINISHED)
     words = {
-        "Fleet": ["pi-1", "done", "81 °C, throttled"],
+        "Fleet": ["pi-1", "merged", "81 °C, throttled"],
         "Round": ["pi-2", "failed", "no space left on the device"],
         "Curves": ["On test data, by round", "Over the air"],
         "Family": ["global.onnx", "50.0%"],

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from contextlib import closing
 
+import msgspec
+import pytest
+
 from reft_edge.coordinator import events
+from reft_edge.coordinator.overview import Capacity, DeviceOverview
 from reft_edge.coordinator.records import RunRecord
 from reft_edge.coordinator.store import Store
 from reft_edge.dashboard import charts, rows
+from reft_edge.dashboard.live_table import Changes, differences
 from reft_edge.dashboard.source import Source
 from tests.written_run import FINISHED, RUN, SETTINGS, tell_on, write_run
 
@@ -15,7 +21,7 @@ from tests.written_run import FINISHED, RUN, SETTINGS, tell_on, write_run
 def test_before_the_first_run_it_says_what_is_missing(tmp_path):
     path = tmp_path / "federation.toml"
     path.write_text(SETTINGS)
-    source = Source(path)
+    source = Source(path, store_s=0)
     assert source.refresh()
     assert "has no store yet" in source.picture.trouble
     assert not source.refresh(), "nothing has changed"
@@ -28,7 +34,7 @@ def test_before_the_first_run_it_says_what_is_missing(tmp_path):
 
 def test_a_picture_changes_with_events_and_with_the_store(tmp_path):
     path = write_run(tmp_path)
-    source = Source(path)
+    source = Source(path, store_s=0)
     assert source.refresh()
     assert not source.refresh()
     tell_on(path, events.DeviceProgress(round=2, device="pi-1", state="training", steps_done=1, steps_total=4))
@@ -42,7 +48,7 @@ def test_a_picture_changes_with_events_and_with_the_store(tmp_path):
 
 def test_a_new_run_takes_the_place_of_the_old_one(tmp_path):
     path = write_run(tmp_path)
-    source = Source(path)
+    source = Source(path, store_s=0)
     source.refresh()
     with closing(Store(tmp_path / "federation")) as store:
         store.create_run(RunRecord(run="later", federation="birds", settings_digest="", created_at=2e9))
@@ -53,7 +59,7 @@ def test_a_new_run_takes_the_place_of_the_old_one(tmp_path):
 
 def test_of_progress_only_the_last_word_is_kept(tmp_path):
     path = write_run(tmp_path)
-    source = Source(path)
+    source = Source(path, store_s=0)
     source.refresh()
     before = len(source.picture.seen)
     training = [
@@ -76,7 +82,7 @@ def test_why_a_device_failed_is_not_lost_among_its_progress(tmp_path):
         events.DeviceProgress(round=2, device="pi-1", state="failed", reason="a hot processor"),
         events.DeviceProgress(round=2, device="pi-1", state="training", steps_done=1, steps_total=4),
     )
-    source = Source(path)
+    source = Source(path, store_s=0)
     source.refresh()
     assert any(getattr(event, "reason", "") == "a hot processor" for event in source.picture.seen)
 
@@ -84,14 +90,14 @@ def test_why_a_device_failed_is_not_lost_among_its_progress(tmp_path):
 def test_rows_and_charts_say_what_the_report_says(tmp_path):
     path = write_run(tmp_path)
     tell_on(path, FINISHED)
-    source = Source(path)
+    source = Source(path, store_s=0)
     source.refresh()
     report, state = source.picture.report, source.picture.overview
-    assert report is not None
     assert state is not None
-    first = rows.fleet(state.devices, now=2e9 + 90)[0]
-    assert (first["device"], first["heard"], first["temperature"]) == ("pi-1", "2 min ago", "81 °C, throttled")
-    assert [row["device"] for row in rows.present_round(state.devices)] == ["pi-1", "pi-2", "pi-3"]
+    first = rows.fleet(state.devices)[0]
+    assert (first["device"], first["seen"], first["temperature"]) == ("pi-1", 2e9, "81 °C, throttled")
+    assert [row["device"] for row in rows.present_round(state)] == ["pi-1", "pi-2", "pi-3"]
+    assert [row["state"] for row in rows.present_round(state)] == ["merged", "failed", "quarantine"]
     merged = charts.metric_by_round(report)["series"]
     assert [(line["name"], line["data"]) for line in merged] == [("merged", [50.0])]
     down, up = charts.bytes_by_round(report)["series"]
@@ -100,3 +106,58 @@ def test_rows_and_charts_say_what_the_report_says(tmp_path):
     assert point["value"] == [3.5, 3.5]
     (root,) = charts.family_tree(report)["series"][0]["data"]
     assert [leaf["name"] for leaf in root["children"][0]["children"]] == ["pi-1", "pi-2"]
+
+
+def test_what_a_device_uses_stands_beside_what_it_has():
+    capacity = Capacity(flops_per_s=8e9, used_flops_per_s=2.5e9, memory_bytes=600 * 2**20, used_memory_bytes=2**20)
+    one = DeviceOverview(device="pi-1", state="training", capacity=capacity)
+    assert [(row["speed"], row["memory"]) for row in rows.fleet([one])] == [
+        ("~2.5 of 8 GFLOP/s", "~1.0 of 600.0 MiB"),
+    ]
+    measured = msgspec.structs.replace(one, capacity=msgspec.structs.replace(capacity, measured=True))
+    assert rows.fleet([measured])[0]["speed"] == "2.5 of 8 GFLOP/s"
+    assert rows.fleet([DeviceOverview(device="pi-2", state="ready")])[0]["speed"] == "-"
+
+
+PLAIN = [{"key": key, "loss": 1} for key in "abc"]
+
+
+@pytest.mark.parametrize(
+    ("after", "changes"),
+    [
+        (PLAIN, Changes()),
+        ([{"key": "a", "loss": 2}, *PLAIN[1:]], Changes(changed=[("a", {"loss": 2})])),
+        ([{"key": "a", "why": "x"}, *PLAIN[1:]], Changes(changed=[("a", {"loss": None, "why": "x"})])),
+        (PLAIN[1:], Changes(gone=["a"])),
+        ([{"key": "new"}, *PLAIN], Changes(added=[(0, {"key": "new"})])),
+        ([*PLAIN[1:], {"key": "new"}], Changes(gone=["a"], added=[(2, {"key": "new"})])),
+        (PLAIN[::-1], None),
+    ],
+)
+def test_of_a_table_only_what_is_new_travels(after, changes):
+    assert differences(PLAIN, after) == changes
+
+
+def test_changes_make_the_new_rows_of_the_old():
+    rng = random.Random(1)
+    before: list[rows.Row] = []
+    for _ in range(200):
+        stay = [row for row in before if rng.random() < 0.8]
+        after = [{**row, "loss": rng.randrange(3)} for row in stay]
+        for _ in range(rng.randrange(3)):
+            after.insert(rng.randrange(len(after) + 1), {"key": str(rng.random()), "loss": 0})
+        changes = differences(before, after)
+        assert changes is not None
+        assert patched(before, changes) == after
+        before = after
+
+
+def patched(before, changes):
+    """As the page does it."""
+    found = {row["key"]: dict(row) for row in before if row["key"] not in changes.gone}
+    for key, fields in changes.changed:
+        found[key].update(fields)
+    made = list(found.values())
+    for place, row in changes.added:
+        made.insert(place, row)
+    return made
