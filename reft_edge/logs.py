@@ -64,6 +64,14 @@ def configure(log_format: LogFormat, level: int) -> None:
         sys.excepthook = _log_crash
 
 
+def say(line: str) -> None:
+    """Tell whoever started the command, on standard error: a bare line, or among the log lines where these are JSON."""
+    if _Process.format == "json":
+        _log.info("%s", line)
+    else:
+        print(line, file=sys.stderr)
+
+
 def chosen_format() -> LogFormat:
     """As this process was configured; for a child that shall log alike."""
     return _Process.format

@@ -40,8 +40,9 @@ def whole_parser() -> argparse.ArgumentParser:
     for name, parser in commands.choices.items():
         configure_command(parser, importlib.import_module(COMMANDS[name].module))
     for action in _actions(whole):
-        if action.type is Path or action.metavar == "FILE":
-            action.complete = DIRECTORY if action.metavar in ("DIR", "FOLDER") else FILE  # type: ignore[attr-defined]
+        is_folder = action.metavar in ("DIR", "FOLDER")
+        if is_folder or action.type is Path or action.metavar == "FILE":
+            action.complete = DIRECTORY if is_folder else FILE  # type: ignore[attr-defined]
     return whole
 
 

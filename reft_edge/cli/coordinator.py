@@ -38,6 +38,7 @@ examples:
   reft-edge coordinator federation.toml --new-run                     begin anew instead of going on
   reft-edge coordinator federation.toml --dashboard                   and look at http://localhost:8080/
   reft-edge coordinator federation.toml --metrics 9464                figures at http://127.0.0.1:9464/metrics
+  reft-edge coordinator federation.toml --tensorboard                 curves in federation/tensorboard
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reft_edge import logs
 from reft_edge.cli.processes import dashboard_beside, ending_on_sigterm
 from reft_edge.cli.run_arguments import port_number
 from reft_edge.errors import ConfigError, PlanError
@@ -101,6 +103,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="[HOST:]PORT",
         help="serve figures for Prometheus here (without HOST: on this machine only)",
     )
+    parser.add_argument(
+        "--tensorboard",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="write the run's curves for TensorBoard below DIR (default: tensorboard in the output directory)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -121,10 +130,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             return _run(preparation, args)
         except KeyboardInterrupt:
-            print(
-                f"The devices keep their tasks. To go on: reft-edge coordinator {args.settings}",
-                file=sys.stderr,
-            )
+            logs.say(f"The devices keep their tasks. To go on: reft-edge coordinator {args.settings}")
             raise
 
 
@@ -134,7 +140,8 @@ def _run(preparation: Preparation, args: argparse.Namespace) -> int:
     with (
         dashboard_beside(args.settings, args.dashboard),
         _listener(args.progress) as show,
-        _with_metrics(show, args.metrics, args.settings) as listener,
+        _with_metrics(show, args.metrics, args.settings) as show,
+        _with_tensorboard(show, args.tensorboard, preparation.directory) as listener,
     ):
         summary = Coordinator(preparation, listener=listener, new_run=args.new_run).run()
     if args.json:
@@ -156,6 +163,9 @@ def _listener(progress: str) -> Iterator[Listener]:
 
     console = Console(stderr=True)
     shown: Watcher
+    if progress == "auto" and logs.chosen_format() == "json":
+        yield _log_event(PlainWatcher(lambda line: _log.info("%s", line)))
+        return
     if progress == "rich":
         shown = TableWatcher(console)
     elif progress == "plain":
@@ -187,6 +197,33 @@ def _with_metrics(show: Listener, address: str | None, settings: Path) -> Iterat
     with serving(metrics.registry, address) as url:
         _log.info("metrics: %s", url)
         yield tell
+
+
+@contextlib.contextmanager
+def _with_tensorboard(show: Listener, folder: str | None, results: Path) -> Iterator[Listener]:
+    """`show`, and where a folder is given (empty: one among the results) the curves as well."""
+    if folder is None:
+        yield show
+        return
+    from reft_edge.coordinator.report.tensorboard import LiveScalars
+
+    with LiveScalars(Path(folder) if folder else results / "tensorboard", results=results) as scalars:
+
+        def tell(event: Event) -> None:
+            show(event)
+            scalars.show(event)
+
+        yield tell
+
+
+def _log_event(watcher: Watcher) -> Listener:
+    """Log lines that say which device and round they are about."""
+
+    def show(event: Event) -> None:
+        with logs.about(device=getattr(event, "device", ""), round=getattr(event, "round", None)):
+            watcher.show(event)
+
+    return show
 
 
 def _write_event(event: Event) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+from reft_edge import logs
+
 
 @contextlib.contextmanager
 def ending_on_sigterm() -> Iterator[None]:
@@ -32,6 +34,7 @@ def dashboard_beside(settings: Path, port: int | None) -> Iterator[None]:
         yield
         return
     command = [sys.executable, "-m", "reft_edge", "dashboard", str(settings), "--port", str(port)]
+    command += ["--log-format", logs.chosen_format()]
     with subprocess.Popen(command, stdout=sys.stderr) as process:
         try:
             yield

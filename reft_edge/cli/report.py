@@ -3,10 +3,14 @@
 RUN is the federation's settings file, which means its latest run, or a run's folder, also one that was copied from
 elsewhere: all that is needed of it is events.jsonl.
 
+--tensorboard DIR writes the run's curves for TensorBoard instead, into a folder of its own below DIR, so that several
+runs stand side by side; `tensorboard --logdir DIR` shows them. coordinator --tensorboard does so while the run goes on.
+
 examples:
   reft-edge report federation.toml                           writes report.html here
   reft-edge report federation/20260301-5f3a9c21 --output 1.html
   reft-edge report federation.toml --json > report.json
+  reft-edge report federation.toml --tensorboard curves
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from typing import TYPE_CHECKING
 from reft_edge.errors import ConfigError, FederationError, ResourceError
 
 if TYPE_CHECKING:
-    from reft_edge.coordinator.report.record import RunReport
+    from reft_edge.coordinator.events import Event
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -26,12 +30,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--output", type=Path, default=Path("report.html"), metavar="FILE", help="default: %(default)s")
     shape.add_argument("--json", action="store_true", help="print the figures as JSON instead")
+    shape.add_argument("--tensorboard", type=Path, metavar="DIR", help="write the curves for TensorBoard instead")
 
 
 def run(args: argparse.Namespace) -> int:
-    from reft_edge.coordinator.report.record import to_json
+    events = _events(args.run)
+    if args.tensorboard is not None:
+        from reft_edge.coordinator.report.tensorboard import write_run
 
-    report = _report(args.run)
+        print(write_run(events, args.tensorboard))
+        return 0
+    from reft_edge.coordinator.report.record import gather, to_json
+
+    report = gather(events)
     if args.json:
         print(to_json(report).decode())
         return 0
@@ -45,9 +56,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _report(where: Path) -> RunReport:
+def _events(where: Path) -> list[Event]:
     from reft_edge.coordinator.event_log import EVENTS_FILE, read_log
-    from reft_edge.coordinator.report.record import gather
     from reft_edge.coordinator.run_files import find_run
 
     if not where.exists():
@@ -56,4 +66,4 @@ def _report(where: Path) -> RunReport:
     events = read_log(log)
     if not events:
         raise FederationError(f"{log} tells of nothing; is {log.parent} the folder of a run?")
-    return gather(events)
+    return events
