@@ -241,11 +241,12 @@ class MqttLink:
         delay_bound = 2 * MIN_RECONNECT_S
         connected_at = 0.0
         while not self._stopping:
-            connection = None
+            connection, graceful = None, False
             try:
                 connection = self._connect()
                 connected_at = time.monotonic()
                 self._serve(connection)
+                graceful = True
             except BrokerConnectionError as exc:
                 self._report_failure(exc)
             except Exception as exc:  # noqa: BLE001 - the thread's outermost loop: the client library raises anything
@@ -254,7 +255,7 @@ class MqttLink:
                 )
                 _log.debug("connection failed", exc_info=True)
             finally:
-                self._close(connection)
+                self._close(connection, graceful=graceful)
             if connection is not None and time.monotonic() - connected_at > delay_bound:
                 delay_bound = 2 * MIN_RECONNECT_S  # it was worth more than the wait for it
             if not self._stopping:
@@ -399,7 +400,7 @@ class MqttLink:
             poll.poll(int(remaining * 1000) + 1)
             self._drain_wakeups()
 
-    def _close(self, connection: PahoConnection | None) -> None:
+    def _close(self, connection: PahoConnection | None, *, graceful: bool) -> None:
         """Forget a connection: what it did not get acknowledged waits for the next one."""
         if connection is None:
             return
@@ -407,7 +408,7 @@ class MqttLink:
             self._up = self._all_said = False
             self._outbox.drop_qos0()
             self._outbox.restore(connection.unacknowledged())
-        connection.close(graceful=self._stopping)
+        connection.close(graceful=graceful)
 
     def _report_connected(self, connection: PahoConnection) -> None:
         _log.info("connected to broker %s with MQTT %s", self._settings.address, self._version)

@@ -235,7 +235,8 @@ class PahoConnection:
             with sock.dup() as twin:  # paho closes its own at once
                 self._client.disconnect()
                 self._client.loop_write()
-                while twin.recv(4096):
+                end = time.monotonic() + _GOODBYE_TIMEOUT_S
+                while twin.recv(_READ_BYTES) and time.monotonic() < end:
                     pass
         except OSError:
             return  # gone already

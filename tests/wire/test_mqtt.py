@@ -329,6 +329,7 @@ def broker_that_sends(flood: bytes, times: int) -> Iterator[tuple[BrokerSettings
         thread.start()
         yield BrokerSettings(host="127.0.0.1", port=listener.getsockname()[1], mqtt_version="3.1.1"), sent
     thread.join(WAIT_S)
+    assert not thread.is_alive()
 
 
 @pytest.mark.parametrize(
@@ -350,6 +351,16 @@ def test_a_broker_cannot_fill_our_memory(begin: bytes, flood: bytes, words: str)
     assert isinstance(ended, Disconnected)
     assert words in ended.reason
     assert sent[0] < 64  # what the kernel takes is in it
+
+
+def test_a_broker_that_goes_on_sending_does_not_keep_us_from_leaving() -> None:
+    message = bytes([0x30, 0x80, 0x80, 4, 0, 1]) + b"t" + bytes(65_536 - 3)
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    with broker_that_sends(message, 2**40) as (settings, _):
+        made = MqttLink(settings, client_id="me", events=events, subscriptions=[("t", 1)])
+        made.start(wait_s=WAIT_S)
+        next_of(events, Received)
+        made.stop()
 
 
 def poll_for(events: queue.SimpleQueue[Event], kind: type[Event]) -> Event | None:
