@@ -34,6 +34,7 @@ from reft_edge.provisioning.directory import Provisioning
 from reft_edge.wire.enrolment import decode_enrolment
 from reft_edge.wire.mqtt import BrokerSettings, Disconnected, Event, MqttLink, Received, Rejected
 from reft_edge.wire.topics import blob_topic, device_topic, probe_topics
+from tests.refusals import refusal
 
 pytestmark = pytest.mark.mosquitto
 
@@ -288,8 +289,7 @@ REFUSED: dict[str, tuple[Callable[[Broker, datetime], BrokerSettings], str]] = {
 @pytest.mark.parametrize("kind", REFUSED)
 def test_who_has_no_good_certificate_is_turned_away(broker: Broker, kind: str) -> None:
     make, words = REFUSED[kind]
-    with pytest.raises(BrokerError, match=words):
-        Client(make(broker, datetime.now(UTC)), "pi-01", wait_s=REFUSED_WITHIN_S)
+    assert words in str(refusal(make(broker, datetime.now(UTC)), "pi-01"))
 
 
 def test_a_good_certificate_made_the_same_way_gets_in(broker: Broker) -> None:
@@ -311,8 +311,7 @@ def test_a_revoked_device_is_out_at_once_and_the_others_stay(
         assert "a connection that it had is ended" in capsys.readouterr().out
         stolen.next(Disconnected)
         assert other.has_stayed_connected()
-    with pytest.raises(BrokerError, match="our certificate is revoked"):
-        Client(broker.device("stolen"), "stolen", wait_s=REFUSED_WITHIN_S)
+    assert "our certificate is revoked" in str(refusal(broker.device("stolen"), "stolen"))
 
 
 def test_replacing_a_device_puts_its_old_key_out_and_lets_the_new_one_in(broker: Broker) -> None:
@@ -324,8 +323,7 @@ def test_replacing_a_device_puts_its_old_key_out_and_lets_the_new_one_in(broker:
     with Client(kept, "lost") as old:
         assert broker.provision("add-device", "lost", "--replace") == 0
         old.next(Disconnected)
-    with pytest.raises(BrokerError, match="our certificate is revoked"):
-        Client(kept, "lost", wait_s=REFUSED_WITHIN_S)
+    assert "our certificate is revoked" in str(refusal(kept, "lost"))
     Client(broker.device("lost"), "lost").link.stop()
 
 
@@ -410,8 +408,7 @@ def test_a_revocation_covers_the_renewed_certificate_and_the_one_before(broker: 
     renewed = broker.settings(certificate, Path(str(enrolled.key_file)).read_bytes(), name="renewed")
     assert broker.provision("revoke", "twice") == 0
     for settings in (enrolled, renewed):
-        with pytest.raises(BrokerError, match="our certificate is revoked"):
-            Client(settings, "twice", wait_s=REFUSED_WITHIN_S)
+        assert "our certificate is revoked" in str(refusal(settings, "twice"))
 
 
 def test_the_provisioner_can_leave_certificates_and_nothing_else(broker: Broker) -> None:

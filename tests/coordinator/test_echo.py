@@ -36,7 +36,7 @@ def test_silence_after_a_word_is_noticed_and_any_word_ends_it():
 @ONE_KIND
 def test_a_deaf_coordinator_connects_again_and_one_that_hears_does_not(own_broker, federation, tmp_path, monkeypatch):
     monkeypatch.setattr(echo, "SAY_EVERY_S", 0.05)
-    monkeypatch.setattr(echo, "COMES_WITHIN_S", 0.5)
+    monkeypatch.setattr(echo, "COMES_WITHIN_S", 1.5)  # a busy machine may be slow, and is not deaf
     monkeypatch.setattr("reft_edge.wire.mqtt.MIN_RECONNECT_S", 0.01)
     events = queue.SimpleQueue()
     listener = MqttLink(
@@ -49,7 +49,7 @@ def test_a_deaf_coordinator_connects_again_and_one_that_hears_does_not(own_broke
     network.start(wait_s=20)
     assert isinstance(network.inbox.get(20.0), LinkUp)
     n_words = 0
-    while n_words < 30:  # three times as long as it takes to be thought deaf
+    while n_words < 40:  # longer than it takes to be thought deaf
         n_words += isinstance(events.get(timeout=20), Received)
     with pytest.raises(queue.Empty):
         network.inbox.get(0.0)

@@ -15,11 +15,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from reft_edge.errors import BrokerError, ConfigError
+from reft_edge.errors import ConfigError
 from reft_edge.simulation.brokers import RunningBroker
 from reft_edge.wire.connection_errors import BrokerConnectionError
 from reft_edge.wire.mqtt import BrokerSettings, Connected, Event, MqttLink, Received, TurnedAway
 from tests.certificates import DAY, Authority, free_port, tls_broker
+from tests.refusals import refusal
 
 pytestmark = pytest.mark.mosquitto
 
@@ -70,16 +71,6 @@ def start(directory: Path, mosquitto_program: str) -> Iterator[Callable[..., Bro
 def tls(start: Callable[..., BrokerSettings]) -> BrokerSettings:
     """Settings of a device with a certificate, for a broker that demands one."""
     return start()
-
-
-def refusal(settings: BrokerSettings, *, wait_s: float = 0.5) -> BrokerConnectionError:
-    """How connecting fails."""
-    link = MqttLink(settings, client_id="device", events=queue.SimpleQueue())
-    with pytest.raises(BrokerError) as caught:
-        link.start(wait_s=wait_s)
-    cause = caught.value.__cause__
-    assert isinstance(cause, BrokerConnectionError)
-    return cause
 
 
 def test_blocks_pass_through_tls_in_both_directions(tls: BrokerSettings) -> None:
@@ -197,7 +188,7 @@ def hang_up_on_all(server: socket.socket) -> None:
 
 def test_tls_to_a_port_without_it_is_one_clear_line(tls: BrokerSettings, broker: RunningBroker) -> None:
     settings = msgspec.structs.replace(tls, port=broker.port, connect_timeout_s=0.3)
-    failure = refusal(settings, wait_s=0.8)
+    failure = refusal(settings)
     assert "is this its TLS port" in str(failure)
     assert not failure.permanent
 
