@@ -27,8 +27,8 @@ def test_a_section_whose_steps_are_not_run_says_so(page: Path) -> None:
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
 def test_lines_are_short_enough_to_read(page: Path) -> None:
-    lines = page.read_text(encoding="utf-8").splitlines()
-    assert [number for number, line in enumerate(lines, start=1) if len(line) > MAX_LINE] == []
+    lines = enumerate(page.read_text(encoding="utf-8").splitlines(), start=1)
+    assert [number for number, line in lines if len(line) > MAX_LINE and not line.startswith("| ")] == []
 
 
 @pytest.mark.slow
