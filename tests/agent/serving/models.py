@@ -3,76 +3,91 @@
 from __future__ import annotations
 
 import hashlib
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from reft_edge.agent.serving.slots import InstalledModel
 from reft_edge.bundle.container import compress
 from reft_edge.wire.blobs import BlobStore
 from reft_edge.wire.deployment import Deploy, ModelFile, Precision
 
-N_CLASSES = 3
+ROUND = 100_000
+"""Additions in a round of work that is only there to take its time."""
 
 
-def brightness_model(*, wrong: float = 0.0, shape: tuple[int, ...] = (1, 6, 6), padding: int = 0) -> bytes:
-    """Scores -(brightness - class)^2 for each class, apart from what is the same for all.
+def brightness_model(
+    *, wrong: float = 0.0, scale: float = 1.0, shape: tuple[int, ...] = (1, 6, 6), n_outputs: int = 3, rounds: int = 0
+) -> bytes:
+    """Scores -(brightness * scale - class)^2 for each class, but for what is the same for all.
 
-    `wrong`: added to the score of class 0; with 2, it is wrong about all of class 1, with 10 about classes 1 and 2.
-    `padding`: bytes that the file is longer and that do nothing.
+    `wrong` is added to the score of class 0: from 1 on some of class 1 are taken for it, with 10 everything is. With
+    one output it is the brightness. `rounds`: of work before each answer.
     """
-    weights = np.tile(2 * np.arange(N_CLASSES) / np.prod(shape), (int(np.prod(shape)), 1)).astype(np.float32)
-    bias = (-(np.arange(N_CLASSES, dtype=np.float32) ** 2) + np.array([wrong, 0, 0])).astype(np.float32)
+    numbers = np.arange(n_outputs) if n_outputs > 1 else np.array([0.5])
+    weights = np.tile(2 * scale * numbers / prod(shape), (prod(shape), 1)).astype(np.float32)
+    bias = (-(numbers**2) * (n_outputs > 1)).astype(np.float32)
+    bias[0] += wrong
+    nodes = [
+        helper.make_node("Flatten", ["inputs"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "weights", "bias"], ["scores"]),
+        helper.make_node("Add", ["scores", "nothing"], ["outputs"]),
+    ]
+    constants = [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(bias, "bias")]
+    if rounds:
+        constants.append(numpy_helper.from_array(np.array(rounds), "n_rounds"))
+        constants.append(numpy_helper.from_array(np.zeros(ROUND, np.float32), "zeros"))
+        nodes[:0] = [
+            helper.make_node("Loop", ["n_rounds", "", "zeros"], ["spent"], body=_round()),
+            helper.make_node("ReduceMax", ["spent"], ["nothing"], keepdims=0),
+        ]
+    else:
+        constants.append(numpy_helper.from_array(np.float32(0), "nothing"))
+    return _file(nodes, constants, shape, n_outputs)
+
+
+def hungry_model(memory_bytes: int, *, shape: tuple[int, ...] = (1, 6, 6)) -> bytes:
+    """One that takes this much memory for each sample."""
+    length = np.array([memory_bytes // 4])
+    nodes = [
+        helper.make_node("ConstantOfShape", ["length"], ["filled"]),
+        helper.make_node("Flatten", ["inputs"], ["flat"]),
+        helper.make_node("ReduceMax", ["flat"], ["highest"], keepdims=0),
+        helper.make_node("Add", ["filled", "highest"], ["large"]),
+        helper.make_node("ReduceMax", ["large"], ["nothing"], keepdims=0),
+        helper.make_node("Gemm", ["flat", "weights"], ["scores"]),
+        helper.make_node("Add", ["scores", "nothing"], ["outputs"]),
+    ]
+    weights = np.zeros((prod(shape), 3), np.float32)
+    constants = [numpy_helper.from_array(length, "length"), numpy_helper.from_array(weights, "weights")]
+    return _file(nodes, constants, shape, 3)
+
+
+def _round() -> Any:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [ROUND]) for name in ("values", "doubled")]
+    flags = [helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in ("go_on", "still")]
+    number = helper.make_tensor_value_info("number", TensorProto.INT64, [])
+    nodes = [
+        helper.make_node("Identity", ["go_on"], ["still"]),
+        helper.make_node("Add", ["values", "values"], ["doubled"]),
+    ]
+    return helper.make_graph(nodes, "round", [number, flags[0], values[0]], [flags[1], values[1]])
+
+
+def _file(nodes: list[Any], constants: list[Any], shape: tuple[int, ...], n_outputs: int) -> bytes:
     graph = helper.make_graph(
-        [
-            helper.make_node("Flatten", ["inputs"], ["flat"]),
-            helper.make_node("Gemm", ["flat", "weights", "bias"], ["outputs"]),
-        ],
+        nodes,
         "brightness",
-        [helper.make_tensor_value_info("inputs", onnx.TensorProto.FLOAT, ["n", *shape])],
-        [helper.make_tensor_value_info("outputs", onnx.TensorProto.FLOAT, ["n", N_CLASSES])],
-        [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(bias, "bias")],
-        doc_string="x" * padding,
+        [helper.make_tensor_value_info("inputs", TensorProto.FLOAT, ["n", *shape])],
+        [helper.make_tensor_value_info("outputs", TensorProto.FLOAT, ["n", n_outputs])],
+        constants,
     )
-    return _file(graph)
-
-
-def slow_model(n_rounds: int) -> bytes:
-    """The same, after a loop that takes its time: 5 million additions a round."""
-    body = helper.make_graph(
-        [
-            helper.make_node("Identity", ["go_on"], ["still"]),
-            helper.make_node("Add", ["values", "values"], ["doubled"]),
-        ],
-        "round",
-        [
-            helper.make_tensor_value_info("round_number", onnx.TensorProto.INT64, []),
-            helper.make_tensor_value_info("go_on", onnx.TensorProto.BOOL, []),
-            helper.make_tensor_value_info("values", onnx.TensorProto.FLOAT, [5_000_000]),
-        ],
-        [
-            helper.make_tensor_value_info("still", onnx.TensorProto.BOOL, []),
-            helper.make_tensor_value_info("doubled", onnx.TensorProto.FLOAT, [5_000_000]),
-        ],
-    )
-    model = onnx.load_from_string(brightness_model())
-    graph = model.graph
-    graph.initializer.append(numpy_helper.from_array(np.array(n_rounds), "n_rounds"))
-    graph.initializer.append(numpy_helper.from_array(np.array([5_000_000]), "length"))
-    zeros = helper.make_node("ConstantOfShape", ["length"], ["zeros"])
-    loop = helper.make_node("Loop", ["n_rounds", "", "zeros"], ["spent"], body=body)
-    total = helper.make_node("ReduceMax", ["spent"], ["nothing"], keepdims=0)
-    (gemm,) = [node for node in graph.node if node.op_type == "Gemm"]
-    gemm.output[0] = "scores"
-    graph.node.extend([zeros, loop, total, helper.make_node("Add", ["scores", "nothing"], ["outputs"])])
-    return bytes(model.SerializeToString())
-
-
-def _file(graph: Any) -> bytes:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
 
 
