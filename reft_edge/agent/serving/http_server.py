@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 DRAIN_S = 10.0
 """How long requests that have begun may take after the order to stop. systemd kills after 20 s."""
 
+_MAX_HEADER_BYTES = 16 * 2**10
+
 _TURN_S = 1.0
 """The loop looks at least this often whether another version is to be loaded."""
 
@@ -50,6 +52,7 @@ class HttpServer:
             threads=threads,
             ident="reft-edge",
             max_request_body_size=MAX_BODY_BYTES,
+            max_request_header_size=_MAX_HEADER_BYTES,
             log_socket_errors=False,  # clients go away
             clear_untrusted_proxy_headers=True,
         )
