@@ -148,15 +148,18 @@ class Fetch:
         self._last_asked_at = now
         self.retry_at = now + self._round_trip.retry_s
 
-    def time_out(self, now: float) -> None:
-        """Nothing arrived for too long: ask again, and wait longer next time.
+    @property
+    def n_timeouts(self) -> int:
+        """In a row, without anything arriving between them."""
+        return self._round_trip.n_timeouts
 
-        Repeated silence to requests for blocks may mean that the sender has lost the blob; only `Want` gets told so.
-        """
+    def time_out(self, now: float, other: Source | None = None) -> None:
+        """Nothing arrived for too long: ask again, an`other` source if one is given, and wait longer next time."""
         self._round_trip.timed_out()
-        self.ask(now)
-        if self._part is not None and self._round_trip.n_timeouts >= 2:
-            self.source.ask_offer()
+        if other is None:
+            self._ask_again(now)
+        else:
+            self.change_source(other, now)
 
     def hurry(self, now: float) -> None:
         """The sender gave a sign of life: do not sit out a long wait."""
@@ -171,7 +174,7 @@ class Fetch:
         self.source.close()
         self.source = source
         self._offer_asked_at = None
-        self.ask(now)
+        self._ask_again(now)
 
     def take_offer(self, offer: BlobOffer, now: float) -> None:
         """Check one part of the offer and keep it; with the last one, open the part file and ask for blocks.
@@ -235,6 +238,12 @@ class Fetch:
         """Stop; what is here stays on disk for a later fetch."""
         self.source.close()
         self._forget_offer()
+
+    def _ask_again(self, now: float) -> None:
+        """Repeated silence to requests may mean that the sender has lost the blob; only `Want` is told so."""
+        self.ask(now)
+        if self._part is not None and self._round_trip.n_timeouts >= 2:
+            self.source.ask_offer()
 
     def _forget_offer(self) -> None:
         if self._part is not None:

@@ -153,6 +153,8 @@ class Courier:
         self._waiting: dict[str, tuple[BlobRef, bool]] = {}
         self._active: dict[str, Fetch] = {}
         self._wrong_hashes: dict[str, int] = {}
+        self._broadcast: set[str] = set()
+        """What the broker may hold."""
         self._connected = False
         self._started_at = 0.0
         self.counters = TransferCounters()
@@ -177,12 +179,15 @@ class Courier:
         if len(self._waiting) + len(self._active) >= MAX_FETCHES:
             raise LocalProtocolError(f"more than {MAX_FETCHES} blobs wanted from one peer at once")
         self._waiting[ref.sha256] = (ref, broadcast)
+        if broadcast and self._topics is not None:
+            self._broadcast.add(ref.sha256)
         return self._start_waiting(now)
 
     def cancel(self, sha256: str) -> None:
         """No longer want a blob; what is here of it stays for a later fetch. Idempotent."""
         self._waiting.pop(sha256, None)
         self._wrong_hashes.pop(sha256, None)
+        self._broadcast.discard(sha256)
         if (fetch := self._active.pop(transfer_name(sha256), None)) is not None:
             fetch.close()
         self._limiter.release((self, sha256))
@@ -273,22 +278,25 @@ class Courier:
             if not self._limiter.acquire((self, sha256)):
                 break
             del self._waiting[sha256]
-            source: Source = self._pull(sha256)
-            if broadcast and self._topics is not None:
-                source = BroadcastSource(sha256, *self._topics)
+            source: Source = (self._broadcast_source(sha256) if broadcast else None) or self._pull(sha256)
             fetch = Fetch(ref, self._store, source, now)
             self._active[transfer_name(sha256)] = fetch
             fetch.ask(now)
         return events
 
     def _retry(self, transfer: str, fetch: Fetch, now: float) -> None:
-        """A fetch without progress lets others go first, then asks again, and the peer if the broker is silent."""
+        """A fetch without progress lets others go first, then asks again: the peer if the broker is silent.
+
+        Where the peer stays silent as well, both in turn: it may be away, and the broker may only have been slow.
+        """
         token = (self, fetch.ref.sha256)
         self._limiter.release(token)
         if not self._limiter.acquire(token):
             self._line_up(transfer, fetch)
         elif isinstance(fetch.source, BroadcastSource):
             fetch.change_source(self._pull(fetch.ref.sha256), now)
+        elif fetch.n_timeouts and (broker := self._broadcast_source(fetch.ref.sha256)) is not None:
+            fetch.time_out(now, broker)
         else:
             fetch.time_out(now)
 
@@ -351,6 +359,12 @@ class Courier:
 
     def _pull(self, sha256: str) -> PullSource:
         return PullSource(sha256, self._say)
+
+    def _broadcast_source(self, sha256: str) -> BroadcastSource | None:
+        """None where the broker does not hold it, or we cannot ask."""
+        if self._topics is None or sha256 not in self._broadcast:
+            return None
+        return BroadcastSource(sha256, *self._topics)
 
     # Serving.
 

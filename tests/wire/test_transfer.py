@@ -378,6 +378,16 @@ def test_a_device_that_dribbles_takes_turns_with_those_that_wait(tmp_path: Path)
     assert slow_ref.sha256 in dribbling.fetching, "it goes on when its turn comes again"
 
 
+def subscribing(network: Network, name: str, store: BlobStore, peer: str) -> Courier:
+    return network.add(
+        name,
+        store,
+        peer,
+        subscribe_block=lambda transfer, index: network.subscribe(name, transfer, index),
+        unsubscribe_block=lambda transfer, index: network.unsubscribe(name, transfer, index),
+    )
+
+
 def test_a_broadcast_blob_is_fetched_while_the_coordinator_is_down(stores: tuple[BlobStore, BlobStore]) -> None:
     ref = stores[0].put(blob(1_000_000))
     network = Network(11)
@@ -385,13 +395,7 @@ def test_a_broadcast_blob_is_fetched_while_the_coordinator_is_down(stores: tuple
     broadcaster.seed(ref)
     while not broadcaster.idle:
         assert 0 < broadcaster.step(3) <= 3
-    device = network.add(
-        "device",
-        stores[1],
-        "nobody",
-        subscribe_block=lambda transfer, index: network.subscribe("device", transfer, index),
-        unsubscribe_block=lambda transfer, index: network.unsubscribe("device", transfer, index),
-    )
+    device = subscribing(network, "device", stores[1], "nobody")
     device.fetch(ref, network.now, broadcast=True)
     network.run(lambda: network.events["device"] == [Fetched(ref.sha256)], limit_s=5.0)
     assert network.subscribed == set()
@@ -400,6 +404,41 @@ def test_a_broadcast_blob_is_fetched_while_the_coordinator_is_down(stores: tuple
     while not broadcaster.idle:
         broadcaster.step(100)
     assert network.retained == {}
+
+
+def test_a_broker_that_is_late_is_asked_again_while_the_coordinator_is_down(
+    stores: tuple[BlobStore, BlobStore],
+) -> None:
+    ref = stores[0].put(blob(1_000_000))
+    network = Network(15)
+    device = subscribing(network, "device", stores[1], "nobody")
+    device.fetch(ref, network.now, broadcast=True)
+    late = network.now + 20
+    network.run(lambda: network.now > late)
+    broadcaster = Broadcaster(stores[0], network.publish_retained)
+    broadcaster.seed(ref)
+    broadcaster.step(1000)
+    network.run(lambda: network.events["device"] == [Fetched(ref.sha256)], limit_s=150.0)
+    assert network.subscribed == set()
+
+
+def test_a_blob_that_broker_and_coordinator_have_lost_in_the_middle_is_lost(
+    stores: tuple[BlobStore, BlobStore],
+) -> None:
+    ref = stores[0].put(blob(30 * BLOCK_BYTES))
+    network = Network(16)
+    broadcaster = Broadcaster(stores[0], network.publish_retained)
+    broadcaster.seed(ref)
+    broadcaster.step(1000)
+    network.add("coordinator", stores[0], "device")
+    device = subscribing(network, "device", stores[1], "coordinator")
+    device.fetch(ref, network.now, broadcast=True)
+    network.run(lambda: device.counters.blocks_received == 10)
+    network.retained.clear()
+    stores[0].remove(ref.sha256)
+    network.run(lambda: bool(network.events["device"]), limit_s=150.0)
+    assert isinstance(network.events["device"][0], Lost)
+    assert network.subscribed == set()
 
 
 def test_a_broadcast_that_the_broker_has_lost_is_pulled_from_the_peer(stores: tuple[BlobStore, BlobStore]) -> None:
@@ -411,13 +450,7 @@ def test_a_broadcast_that_the_broker_has_lost_is_pulled_from_the_peer(stores: tu
     for index in range(8, 16):
         del network.retained[transfer_name(ref.sha256), str(index)]
     network.add("coordinator", stores[0], "device")
-    device = network.add(
-        "device",
-        stores[1],
-        "coordinator",
-        subscribe_block=lambda transfer, index: network.subscribe("device", transfer, index),
-        unsubscribe_block=lambda transfer, index: network.unsubscribe("device", transfer, index),
-    )
+    device = subscribing(network, "device", stores[1], "coordinator")
     device.fetch(ref, network.now, broadcast=True)
     network.run(lambda: network.events["device"] == [Fetched(ref.sha256)])
     assert network.subscribed == set()
