@@ -43,6 +43,9 @@ COMMANDS = {
     "coordinator": Command(
         "reft_edge.cli.coordinator", "run the coordinator: plan, send, merge, distil", "coordinator"
     ),
+    "deploy": Command("reft_edge.cli.deploy", "bring a version to the devices: canaries, then the rest", "coordinator"),
+    "rollback": Command("reft_edge.cli.rollback", "undo the last deployment", "coordinator"),
+    "monitor": Command("reft_edge.cli.monitor", "watch the fleet between runs", "coordinator"),
     "status": Command("reft_edge.cli.status", "how a federation stands", "coordinator"),
     "devices": Command("reft_edge.cli.devices", "its devices: what each is, trains and does", "coordinator"),
     "rounds": Command("reft_edge.cli.rounds", "its rounds: accuracy, updates, time and bytes", "coordinator"),
@@ -64,6 +67,7 @@ examples:
   reft-edge plan --model vgg16 --profile board.toml
   reft-edge coordinator federation.toml             on a laptop
   reft-edge agent agent.toml                        on every device
+  reft-edge deploy federation.toml                  the run's models, to the devices; rollback undoes it
   reft-edge status federation.toml                  how does it stand? devices, rounds and watch say more
 
 `reft-edge COMMAND --help` tells more about each.

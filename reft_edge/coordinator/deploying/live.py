@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reft_edge.coordinator.deploying.deployer import Progress
+from reft_edge.coordinator.deploying.planning import DeploymentPlan
 from reft_edge.coordinator.records import DeployedDevice, DeploymentRecord
 from reft_edge.coordinator.report.page import metric_text
 from reft_edge.coordinator.report.terminal import new_table, right_aligned
@@ -145,6 +146,20 @@ def describe(part: DeployedDevice, metric: str) -> str:
 
 def milliseconds_text(seconds: float | None) -> str:
     return "-" if seconds is None else f"{1000 * seconds:.3g} ms"
+
+
+def print_plan(version: str, plan: DeploymentPlan, console: Console) -> None:
+    """Who would get what, and why."""
+    table = new_table(f"Version {version}: who gets what", "device")
+    table.add_column("wave", no_wrap=True)
+    table.add_column("model", no_wrap=True)
+    table.add_column("why")
+    for part in plan.parts:
+        wave = "-" if part.state == "serving" else part.wave
+        table.add_row(part.device, wave, part.model, Text(one_line(part.why)))
+    for left_out in plan.left_out:
+        table.add_row(left_out.device, "-", "-", Text(one_line(left_out.reason)))
+    console.print(table)
 
 
 def print_outcome(record: DeploymentRecord, devices: Sequence[DeployedDevice], console: Console, metric: str) -> None:

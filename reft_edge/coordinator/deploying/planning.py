@@ -7,11 +7,11 @@ and nothing is stored.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from reft_edge.config import did_you_mean
 from reft_edge.coordinator.deploying.choosing import Choice, Facts, choose, choose_canaries
 from reft_edge.coordinator.deploying.releases import Release, model_of_variant
 from reft_edge.coordinator.records import DeployedDevice
@@ -134,9 +134,8 @@ def _wanted(known: Sequence[Device], barred: Mapping[str, LeftOut], store: Store
         if name in barred:
             raise ConfigError(f"device {name!r} cannot be deployed to: {barred[name].reason}")
         if name not in names:
-            close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-            hint = f"did you mean {close[0]!r}?" if close else "reft-edge devices lists those that are known"
-            raise ConfigError(f"device {name!r} was never heard of; {hint}")
+            hint = did_you_mean(name, names) if names else "; start its agent"
+            raise ConfigError(f"device {name!r} was never heard of{hint}")
     chosen = [one for one in known if one.device not in barred and (one.device in wishes.devices or not wishes.devices)]
     if not chosen and not known and not store.devices():
         raise FederationError("no device was ever heard of; start their agents, with the same federation and broker")

@@ -6,7 +6,6 @@ into the blob store as a zstandard frame, whole: reading one takes its size in m
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import logging
 from collections import defaultdict
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from reft_edge.bundle.container import compress
 from reft_edge.bundle.manifest import Cost, Manifest
+from reft_edge.config import did_you_mean
 from reft_edge.coordinator.deploying.choosing import Candidate
 from reft_edge.coordinator.deploying.onnx_file import OnnxFacts, read_onnx_facts
 from reft_edge.coordinator.records import ExportRecord, ReleasedModel, RunRecord
@@ -216,11 +216,3 @@ def _costs(store: Store, blobs: BlobStore, run: str) -> dict[str, _Counted]:
         found[model_of_variant(variant.variant)] = _Counted(cost=manifest.cost, sample_bytes=manifest.sample_bytes)
     return found
 
-
-def _meant(wanted: str, known: Sequence[str]) -> str:
-    if not known:
-        return "; it has no finished run"
-    close = difflib.get_close_matches(wanted, known, n=1, cutoff=0.4)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; the latest are: {', '.join(known[:5])}"

@@ -296,7 +296,7 @@ def _hear(state: Rollout, event: Heard) -> Rollout:
     if after.state == "refused" and before.state != "refused" and _smaller_helps(after, event.condition.attempt):
         smaller = msgspec.structs.replace(after, model=after.smaller, smaller="", answered_at=None, health=())
         return _put(state, _asked(smaller, event.now, reason=f"{after.model}: {after.reason}"))
-    if after.state == "serving" and state.phase is Phase.SOAKING and (errors := _errors(event.condition)):
+    if after.state == "serving" and after.wave == "canary" and (errors := _errors(event.condition)):
         after = _answered(after, "failed", f"it counted {errors} errors while it served it", event.now)
     return _put(state, after)
 

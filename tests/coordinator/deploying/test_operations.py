@@ -1,0 +1,324 @@
+"""Deploying and undoing, over a real broker, to devices that fetch and run nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from reft_edge.coordinator.deploying.deployer import Deployer
+from reft_edge.coordinator.deploying.operations import deploy, finish_rollback, prepare_deployment, roll_back
+from reft_edge.coordinator.deploying.planning import Wishes
+from reft_edge.coordinator.deploying.releases import release_run
+from reft_edge.coordinator.deploying.site import open_site
+from reft_edge.coordinator.records import QuarantineRecord
+from reft_edge.coordinator.settings import load_federation
+from reft_edge.errors import ConfigError, FederationError
+from reft_edge.wire.deployment import Deploy, Rollback
+from tests.coordinator.deploying.serving_device import ServingDevice
+from tests.coordinator.deploying.versions import finish_run, write_settings
+
+
+def ignore(_progress):
+    """Nobody looks."""
+
+
+class Fleet:
+    """A federation with finished runs, and devices as they are asked for."""
+
+    def __init__(self, folder: Path, federation: str, broker, stack: ExitStack) -> None:
+        self.folder = folder
+        self.federation = federation
+        self.broker = broker
+        self._stack = stack
+        self.devices: dict[str, ServingDevice] = {}
+        self.configure()
+
+    def configure(self, **settings) -> None:
+        self.settings_file = write_settings(self.folder, self.federation, self.broker.settings, **settings)
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "federation"
+
+    def device(self, name, behaviour="good") -> ServingDevice:
+        self.devices[name] = self._stack.enter_context(ServingDevice(name, behaviour=behaviour, **self.place))
+        return self.devices[name]
+
+    @property
+    def place(self):
+        """Where a device lives."""
+        return {"broker": self.broker.settings, "federation": self.federation, "directory": self.folder / "devices"}
+
+    def site(self):
+        settings = load_federation(self.settings_file)
+        return open_site(settings, self.folder)
+
+    def deploy(self, version, listener=ignore, **wishes):
+        with self.site() as site:
+            site.settle()
+            release = release_run(site.store, site.blobs, version, site.settings.model)
+            prepared = prepare_deployment(site, release, Wishes(**wishes))
+            return deploy(site, prepared, listener=listener)
+
+    def roll_back(self, *devices):
+        with self.site() as site:
+            site.settle()
+            return roll_back(site, devices, listener=ignore)
+
+
+@pytest.fixture
+def fleet(tmp_path, federation, broker):
+    with ExitStack() as stack:
+        made = Fleet(tmp_path, federation, broker, stack)
+        finish_run(made.results, federation, "run-1", seed=1, at=1.0)
+        yield made
+
+
+def states(outcome):
+    return {part.device: part.state for part in outcome.devices}
+
+
+def test_a_version_reaches_everybody_and_is_what_was_exported(fleet):
+    for name in ("a", "b", "c"):
+        fleet.device(name)
+    outcome = fleet.deploy("run-1")
+    assert outcome.record.state == "done"
+    assert states(outcome) == dict.fromkeys("abc", "serving")
+    assert [part.precision for part in outcome.devices] == ["int8"] * 3
+    exported = (fleet.results / "run-1/models/global.int8.onnx").read_bytes()
+    for device in fleet.devices.values():
+        assert device.serving.version == "run-1"
+        assert device.serving.sha256 == hashlib.sha256(exported).hexdigest()
+
+
+def test_nobody_of_the_rest_is_asked_before_the_canary_serves(fleet):
+    for name in "abcd":
+        fleet.device(name)
+    asked = []
+
+    def note(progress):
+        canary = next(part for part in progress.devices if part.wave == "canary")
+        rest = [part for part in progress.devices if part.wave == "rest"]
+        asked.append((canary.state, {part.state for part in rest}))
+
+    fleet.deploy("run-1", note)
+    assert asked[0] == ("asked", {"waiting"})
+    assert all(rest == {"waiting"} for canary, rest in asked if canary != "serving")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "words"),
+    [("refuses", "accuracy 10.0%"), ("fails", "ran out of memory"), ("dies", "it is offline")],
+)
+def test_a_version_that_its_canary_does_not_serve_goes_no_further(fleet, behaviour, words):
+    for name in "abc":
+        fleet.device(name, behaviour)
+    fleet.configure(timeout_s=0.5)
+    outcome = fleet.deploy("run-1")
+    assert outcome.record.state == "rolled_back"
+    assert words in outcome.record.reason
+    told = {name: [type(message) for message in device.heard] for name, device in fleet.devices.items()}
+    assert sorted(told.values(), key=len) == [[], [], [Deploy, Rollback]] or behaviour == "dies"
+    assert all(device.serving is None for device in fleet.devices.values())
+
+
+def test_errors_that_a_canary_counts_while_it_serves_undo_it(fleet):
+    fleet.device("a", "errs")
+    fleet.configure(soak_s=0.2)
+    finish_run(fleet.results, fleet.federation, "run-2", seed=2, at=5.0)
+    outcome = fleet.deploy("run-2")
+    assert outcome.record.state == "rolled_back"
+    assert "3 errors" in outcome.record.reason
+    assert fleet.devices["a"].serving is None
+
+
+def test_a_device_that_finds_it_too_slow_is_offered_the_next_smaller(fleet):
+    fleet.device("a", "too_slow")
+    outcome = fleet.deploy("run-1")
+    (part,) = outcome.devices
+    assert (part.model, part.state) == ("small", "serving")
+    assert [message.model for message in fleet.devices["a"].heard] == ["global", "small"]
+
+
+def test_a_device_that_was_away_takes_it_when_it_comes_back_though_nobody_is_at_work(fleet):
+    with ServingDevice("away", **fleet.place), fleet.site() as site:
+        site.settle()
+    fleet.device("here")
+    outcome = fleet.deploy("run-1")
+    assert states(outcome) == {"away": "away", "here": "serving"}
+    back = fleet.device("away")
+    message = back.said.get(timeout=10)
+    assert isinstance(message, Deploy)
+    with fleet.site() as site:
+        while back.serving is None:
+            assert site.listen(10) is not None
+        assert back.serving.version == "run-1"
+
+
+def test_a_rollback_brings_back_what_was_served_before_and_again_changes_nothing(fleet):
+    for name in "ab":
+        fleet.device(name)
+    fleet.deploy("run-1")
+    finish_run(fleet.results, fleet.federation, "run-2", seed=2, at=5.0)
+    fleet.deploy("run-2")
+    for path in fleet.results.glob("*/models/*.onnx"):
+        path.unlink()
+    for _ in range(2):
+        (outcome,) = fleet.roll_back()
+        assert outcome.record.state == "rolled_back"
+        assert states(outcome) == dict.fromkeys("ab", "rolled_back")
+        assert {device.serving.version for device in fleet.devices.values()} == {"run-1"}
+
+
+def test_one_device_goes_back_and_the_others_serve_on(fleet):
+    for name in "ab":
+        fleet.device(name)
+    fleet.deploy("run-1")
+    (outcome,) = fleet.roll_back("b")
+    assert states(outcome) == {"b": "rolled_back"}
+    assert fleet.devices["a"].serving.version == "run-1"
+    assert fleet.devices["b"].serving is None
+    with fleet.site() as site:
+        assert site.store.latest_deployment(fleet.federation).state == "done"
+
+
+def test_what_everybody_serves_is_not_asked_for_again(fleet):
+    fleet.device("a")
+    fleet.deploy("run-1")
+    with fleet.site() as site:
+        site.settle()
+        release = release_run(site.store, site.blobs, "run-1", site.settings.model)
+        assert not prepare_deployment(site, release, Wishes()).plan.is_needed
+
+
+class Killed(BaseException):
+    """As a kill, it goes through everything."""
+
+
+@pytest.mark.parametrize("transaction", range(1, 12, 2))
+def test_a_deployment_that_was_killed_goes_on_where_it_was(fleet, transaction, monkeypatch):
+    for name in "abc":
+        fleet.device(name)
+    saved = iter(range(1, 1000))
+    save = Deployer._save
+
+    def mortal(self, changed):
+        save(self, changed)
+        if next(saved) == transaction:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Deployer, "_save", mortal)
+        with contextlib.suppress(Killed):
+            fleet.deploy("run-1")
+    outcome = fleet.deploy("run-1") if not _ended(fleet) else None
+    with fleet.site() as site:
+        (record,) = site.store.deployments(fleet.federation)
+        assert record.state == "done"
+        assert {part.state for part in site.store.deployed_devices(record.deployment)} == {"serving"}
+    for device in fleet.devices.values():
+        assert device.serving.version == "run-1"
+        assert device.previous is None
+    assert outcome is None or outcome.record == record
+
+
+def _ended(fleet):
+    with fleet.site() as site:
+        return site.store.latest_deployment(fleet.federation).ended_at is not None
+
+
+def test_a_person_may_stop_it_and_undo_it(fleet):
+    for name in "abc":
+        fleet.device(name)
+
+    def interrupt(progress):
+        if progress.record.state == "rolling_out":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fleet.deploy("run-1", interrupt)
+    with fleet.site() as site:
+        assert site.store.latest_deployment(fleet.federation).state == "interrupted"
+    (outcome,) = fleet.roll_back()
+    assert outcome.record.state == "rolled_back"
+    assert all(device.serving is None for device in fleet.devices.values())
+
+
+def test_a_rollback_that_was_killed_is_finished_first(fleet):
+    for name in "ab":
+        fleet.device(name)
+    fleet.deploy("run-1")
+
+    def kill(progress):
+        if progress.record.state == "rolling_back":
+            raise Killed
+
+    with fleet.site() as site:
+        site.settle()
+        with pytest.raises(Killed):
+            roll_back(site, (), listener=kill)
+    with fleet.site() as site:
+        site.settle()
+        record = site.store.latest_deployment(fleet.federation)
+        outcome = finish_rollback(site, record, listener=ignore)
+    assert outcome.record.state == "rolled_back"
+    assert all(device.serving is None for device in fleet.devices.values())
+
+
+def test_the_broker_and_the_disk_hold_only_what_somebody_may_still_want(fleet):
+    for name in "ab":
+        fleet.device(name)
+    fleet.deploy("run-1")
+    with fleet.site() as site:
+        assert site.store.seeded() == []
+        first = {path.name for path in site.blobs.root.iterdir()}
+    finish_run(fleet.results, fleet.federation, "run-2", seed=2, at=5.0)
+    fleet.deploy("run-2")
+    with fleet.site() as site:
+        assert not first & {path.name for path in site.blobs.root.iterdir()}
+    fleet.roll_back()
+    with fleet.site() as site:
+        assert not list(site.blobs.root.iterdir())
+
+
+def test_who_is_in_quarantine_is_left_out_and_said(fleet):
+    fleet.device("a")
+    fleet.device("b")
+    with fleet.site() as site:
+        site.settle()
+        site.store.quarantine(QuarantineRecord(device="b", since=1.0, reason="it lies", by="person"))
+    outcome = fleet.deploy("run-1")
+    assert states(outcome) == {"a": "serving"}
+    assert fleet.devices["b"].heard == []
+    with pytest.raises(ConfigError, match="'b' cannot be deployed to: it is in quarantine: it lies"):
+        fleet.deploy("run-1", devices=("b",))
+
+
+def test_errors_say_what_is_missing(fleet):
+    fleet.configure(settle_s=0.3)
+    with pytest.raises(FederationError, match="no device was ever heard of"):
+        fleet.deploy("run-1")
+    with pytest.raises(FederationError, match="nothing was ever deployed"):
+        fleet.roll_back()
+    with fleet.site() as site, ServingDevice("gone", **fleet.place):
+        site.settle()
+    with pytest.raises(FederationError, match=r"no device is online \(gone\)"):
+        fleet.deploy("run-1")
+    with pytest.raises(ConfigError, match="did you mean 'gone'"):
+        fleet.deploy("run-1", devices=("gon",))
+    with fleet.site(), pytest.raises(FederationError, match="another coordinator is at work"), fleet.site():
+        pass
+
+
+def test_sequence_numbers_rise_with_every_word(fleet):
+    fleet.device("a")
+    fleet.deploy("run-1")
+    fleet.roll_back()
+    numbers = [message.sequence for message in fleet.devices["a"].heard]
+    assert numbers == sorted(set(numbers))
+    assert msgspec.structs.asdict(fleet.devices["a"].heard[-1])["reason"] == "a person rolled it back"
