@@ -188,3 +188,17 @@ def test_panels_neither_overlap_nor_leave_the_page() -> None:
         taken |= cells
     identities = [panel["id"] for panel in BOARD["panels"]]
     assert len(set(identities)) == len(identities)
+
+
+def test_the_page_beside_it_names_every_metric_with_its_labels(told: dict[str, set[str]]) -> None:
+    rows = re.findall(r"^\| (`reft_edge_.*?) \|(.*?)\|", (FILE.parent / "README.md").read_text(), re.M)
+    page = {
+        name: set(filter(None, labels.strip().split(", "))) for names, labels in rows for name in NAME.findall(names)
+    }
+    parts = ("_sum", "_count", "_bucket")  # of a histogram
+    expected: dict[str, set[str]] = {}
+    for name, labels in told.items():
+        if not name.endswith("_created"):
+            part = next((end for end in parts if name.endswith(f"round_seconds{end}")), "")
+            expected[name.removesuffix(part)] = labels - {"le"}
+    assert page == expected
