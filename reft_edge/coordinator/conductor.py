@@ -11,6 +11,7 @@ import queue
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
+from reft_edge import logs
 from reft_edge.coordinator import events, rounds
 from reft_edge.coordinator.collecting import Collector
 from reft_edge.coordinator.contributions import Contribution, ContributionError, update_length
@@ -18,7 +19,7 @@ from reft_edge.coordinator.deploying.standing import kept_blobs
 from reft_edge.coordinator.holdings import download, what_is_held
 from reft_edge.coordinator.learning import Outcome, metric_records
 from reft_edge.coordinator.memories import recall, remember, within_limit
-from reft_edge.coordinator.network_events import Broken, LinkDown, LinkUp
+from reft_edge.coordinator.network_events import Broken, FromDevice, FromNetwork, LinkDown, LinkUp
 from reft_edge.coordinator.open_round import OpenRound
 from reft_edge.coordinator.publishing import blobs_of, broadcast_blobs, make_task
 from reft_edge.coordinator.records import AssignmentRecord, MetricRecord, RoundRecord
@@ -27,6 +28,7 @@ from reft_edge.coordinator.rounds import Phase
 from reft_edge.coordinator.screening import UpdateLength, outliers
 from reft_edge.errors import BundleError
 from reft_edge.wire.blocks import count_blocks
+from reft_edge.wire.messages import Report
 
 if TYPE_CHECKING:
     from reft_edge.bundle.manifest import BlobRef
@@ -73,6 +75,10 @@ class Conductor:
 
     def play(self, current: OpenRound) -> Phase:
         """Bring a round to its end, from whatever phase it is in; returns `CLOSED` or `FAILED`."""
+        with logs.about(round=current.key.number):
+            return self._play(current)
+
+    def _play(self, current: OpenRound) -> Phase:
         self._collector.round = current
         self._serve(current)
         if current.resumed and current.state.phase is Phase.COLLECTING:
@@ -108,7 +114,8 @@ class Conductor:
             case LinkDown(reason=reason):
                 _log.warning("%s; trying again", reason)
             case _:
-                self._collector.handle(event, self._clock())
+                with logs.about(device=event.device, task=_task(event)):
+                    self._collector.handle(event, self._clock())
         return True
 
     # Phases.
@@ -374,6 +381,11 @@ def clear_leftovers(parts: RunParts, assignments: list[AssignmentRecord]) -> Non
 
 def _of(device: str, contributions: Iterable[Contribution]) -> Contribution:
     return next(contribution for contribution in contributions if contribution.device == device)
+
+
+def _task(event: FromNetwork) -> str:
+    """The task that a device's report is about; empty for all that is no report."""
+    return event.message.task if isinstance(event, FromDevice) and isinstance(event.message, Report) else ""
 
 
 def _values(metrics: Metrics | None) -> dict[str, float | None]:

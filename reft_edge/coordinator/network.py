@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
+from reft_edge import logs
 from reft_edge.bundle.manifest import BlobRef
 from reft_edge.coordinator.echo import Echo
 from reft_edge.coordinator.inbox import Inbox
@@ -271,11 +272,8 @@ class Network:
     def _handle(self, event: mqtt.Event, now: float) -> None:
         match event:
             case mqtt.Received():
-                try:
-                    self._receive(event, now)
-                except (RemoteProtocolError, BundleError) as exc:
-                    if self._complaints.takes(event.topic, now):
-                        _log.warning("%s: dropped: %s", one_line(event.topic[:200]), exc)
+                with logs.about(device=self._speaker(event.topic)):
+                    self._receive_or_complain(event, now)
             case mqtt.Connected(session_present=present):
                 if not present:
                     self._broadcaster.seed_again()  # here, before anything is seeded over this connection
@@ -289,6 +287,20 @@ class Network:
                 self._set_all_connected(now)
             case mqtt.Rejected(reason=reason) if reason:
                 _log.warning("%s", reason)
+
+    def _speaker(self, topic: str) -> str:
+        """Whose topic it is; empty where it is nobody's."""
+        try:
+            return topics.parse_device_topic(self._federation, topic).device
+        except RemoteProtocolError:
+            return ""
+
+    def _receive_or_complain(self, event: mqtt.Received, now: float) -> None:
+        try:
+            self._receive(event, now)
+        except (RemoteProtocolError, BundleError) as exc:
+            if self._complaints.takes(event.topic, now):
+                _log.warning("%s: dropped: %s", one_line(event.topic[:200]), exc)
 
     def _receive(self, event: mqtt.Received, now: float) -> None:
         """Raises `RemoteProtocolError` for what is of no use."""
