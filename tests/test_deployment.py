@@ -25,7 +25,7 @@ from reft_edge.simulation.deployments.served import Watch, preinstall
 from reft_edge.simulation.deployments.site import FEDERATION, Site, SiteOptions, open_site
 from reft_edge.simulation.deployments.stopping import settle, stop_bad
 from reft_edge.simulation.deployments.swapping import PREDICT, read_version, serving
-from reft_edge.simulation.deployments.versions import VersionOptions, make_versions
+from reft_edge.simulation.deployments.versions import WHOLE, VersionOptions, make_versions
 from reft_edge.simulation.digits import Digits, load_digits_split
 from reft_edge.simulation.faults.words import Fault, Moment, Script
 from reft_edge.simulation.run_directory import log_path
@@ -40,7 +40,7 @@ pytestmark = [
     pytest.mark.usefixtures("mosquitto_program"),
 ]
 
-OPTIONS = SiteOptions(devices=3, soak_s=0.5, absent_s=2.0)
+OPTIONS = SiteOptions(devices=3, ratios=(WHOLE,), soak_s=0.5, absent_s=2.0)
 FIRST, SECOND, THIRD = OPTIONS.names
 WAIT_S = 60.0
 
@@ -54,9 +54,9 @@ def digits() -> Digits:
 
 @pytest.fixture(scope="module")
 def versions(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Versions:
-    wanted = {"random": VersionOptions(seed=3, epochs=0), "old": VersionOptions(seed=1, epochs=3)}
-    wanted["new"] = VersionOptions(seed=2, epochs=3)
-    return make_versions(tmp_path_factory.mktemp("versions"), wanted, digits)
+    wanted = {"random": VersionOptions(seed=3, epochs=0), "old": VersionOptions(seed=1, epochs=2)}
+    wanted["new"] = VersionOptions(seed=2, epochs=2)
+    return make_versions(tmp_path_factory.mktemp("versions"), wanted, digits, ratios=OPTIONS.ratios)
 
 
 @contextmanager

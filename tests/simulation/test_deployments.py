@@ -241,7 +241,7 @@ def write(path: Path, *runs: DeployRun) -> str:
 def test_the_section_shows_what_was_run_and_which_goals_are_missed(tmp_path) -> None:
     path = tmp_path / "deploy.json"
     text = write(path, DeployRun(part="rollout", number=0, rollout=ROLLOUT))
-    assert "| from `deploy` to the last of 20 devices serving | known | 20.0 s | met |" in text
+    assert "| command to the last device serving | 20.00 | 20.00 | 20.00 |" in text
     assert "Switching under load" not in text
 
     bad = msgspec.structs.replace(STOPPED, switched=3, switched_beyond=1, complaints=("board-02 serves random",))

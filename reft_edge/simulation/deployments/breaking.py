@@ -56,8 +56,11 @@ DEPLOYMENT_STATES = ("canary", "soaking", "rolling_out")
 _LONGEST_DELAY_S = 1.0
 """About what a check takes."""
 
-_USUAL_S = 8.0
-"""About what a deployment takes to a few devices."""
+_USUAL_S = 5.0
+"""About what a deployment takes to a few devices, on a quiet machine."""
+
+_WORKER_DELAYS_S = (0.1, 0.9)
+"""After the check has begun: before there is no worker, and behind it has ended."""
 
 _SHORT_PAUSES_S = (0.1, 3.0)
 _LONG_PAUSES_S = (8.0, 12.0)
@@ -122,7 +125,7 @@ def _fault(rng: random.Random, kind: Kind, device: str) -> Fault:
     by_the_clock = Moment(who="clock", delay_s=round(rng.uniform(0.0, _USUAL_S), 3))
     match kind:
         case "kill-worker" | "out-of-memory":  # it has one only while it checks
-            moment = msgspec.structs.replace(of_device, what="checking")
+            moment = Moment(who=device, what="checking", delay_s=round(rng.uniform(*_WORKER_DELAYS_S), 3))
         case "kill-agent" | "freeze-agent":
             moment = rng.choice((of_device, of_device, by_the_clock))
         case _:

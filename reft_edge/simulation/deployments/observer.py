@@ -92,7 +92,7 @@ class Observer:
     def bytes_until_now(self) -> BrokerBytes:
         """The broker's counters, when it has told them next. Raises `FederationError`."""
         with self._lock:
-            wanted = self._n_counted + 2 * 2  # both, twice: the first may be of before we asked
+            wanted = self._n_counted + 2  # the first may be of before we asked
             if not self._lock.wait_for(lambda: self._n_counted >= wanted, _COUNTED_WITHIN_S):
                 raise FederationError("the broker does not tell its counters; is it another one than Mosquitto?")
             return BrokerBytes(received=self._counters[_SAYS], sent=self._counters[_IS_TOLD])
@@ -107,7 +107,7 @@ class Observer:
     def _note(self, event: Received) -> None:
         if event.topic in (_SAYS, _IS_TOLD):
             self._counters[event.topic] = int(event.payload)
-            self._n_counted += 1
+            self._n_counted += event.topic == _IS_TOLD  # tells only what has changed, as this does by being told
             return
         device, kind = parse_device_topic(FEDERATION, event.topic)
         if kind in _READY:

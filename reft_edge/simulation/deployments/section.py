@@ -54,8 +54,10 @@ def section(path: Path) -> str:
         "Agents, broker and commands share this machine's cores: what boards do at the same time is done by turns "
         "here.\n"
     )
-    wanted = [*_rollout_goals(rollouts), *_swap_goals(swaps), *_bad_goals(settings, bad), *_fault_goals(broken)]
-    parts = ["## Deployments\n", introduction, goals(wanted)]
+    wanted = [*_swap_goals(swaps), *_bad_goals(settings, bad), *_fault_goals(broken)]
+    parts = ["## Deployments\n", introduction]
+    if wanted:
+        parts.append(goals(wanted))
     if rollouts:
         parts += ["### A version to every device\n", _rollouts(rollouts)]
     if swaps:
@@ -68,14 +70,6 @@ def section(path: Path) -> str:
 
 
 # Goals.
-
-
-def _rollout_goals(runs: Sequence[Rollout]) -> list[Goal]:
-    if not runs:
-        return []
-    seconds = median(run.until_served_s for run in runs)
-    what = f"from `deploy` to the last of {runs[0].devices} devices serving"
-    return [Goal(what=what, wanted="known", measured=f"{seconds:.1f} s", met=True)]
 
 
 def _swap_goals(runs: Sequence[Swaps]) -> list[Goal]:

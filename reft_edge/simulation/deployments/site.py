@@ -12,6 +12,7 @@ Nothing is trained here. Every device has a part of the digits, enough to hold s
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,6 +57,8 @@ class SiteOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How large it is, and how it deploys."""
 
     devices: int = 20
+    ratios: tuple[float, ...] = (WHOLE, HALF)
+    """Of what the devices trained, by turns."""
     soak_s: float = 2.0
     max_latency_s: float = 0.1
     """Of one sample, 95th percentile, that devices accept: they share a few cores here."""
@@ -84,8 +87,8 @@ class Site:
 
     @property
     def ratios(self) -> dict[str, float]:
-        """What each device trained in every run: every second one the smaller model."""
-        return {device: HALF if index % 2 else WHOLE for index, device in enumerate(self.devices)}
+        """What each device trained in every run."""
+        return dict(zip(self.devices, itertools.cycle(self.options.ratios), strict=False))
 
     @property
     def results(self) -> Path:

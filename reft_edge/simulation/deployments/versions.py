@@ -47,15 +47,17 @@ class VersionOptions(msgspec.Struct, frozen=True, kw_only=True):
     """0: not trained at all."""
 
 
-def make_versions(folder: Path, wanted: Mapping[str, VersionOptions], digits: Digits) -> dict[str, list[ExportRecord]]:
-    """Train and export each of `wanted` into a folder of its own in `folder`.
+def make_versions(
+    folder: Path, wanted: Mapping[str, VersionOptions], digits: Digits, *, ratios: Sequence[float] = (WHOLE, HALF)
+) -> dict[str, list[ExportRecord]]:
+    """Train and export each of `wanted` into a folder of its own in `folder`, with a model for each of `ratios`.
 
     Raises `ModelError` or `ResourceError`.
     """
     from reft_edge.coordinator.catalogue import Workshop, initial_model
 
     workshop = Workshop(initial_model(MODEL, base_dir=folder, seed=0), MODEL, importance="magnitude", seed=0)
-    bundles = {ratio: workshop.make(ratio)[0] for ratio in (WHOLE, HALF)}
+    bundles = {ratio: workshop.make(ratio)[0] for ratio in ratios}
     made: dict[str, list[ExportRecord]] = {}
     for version, options in wanted.items():
         made[version] = []
