@@ -3,9 +3,11 @@
 What a reader sees is what counts:
 
 * A block of TOML or Python whose first line is `# NAME`, `# NAME on MACHINE` or `# NAME on MACHINE and MACHINE` is a
-  file; with `: change` behind it, its tables stand in for those of the same name in a file that is there already.
+  file; with `: change` behind it, its tables stand in for those of the same name in a file that is there already, and
+  keys before them come to that file's top.
 * In a console block `MACHINE$ ` begins a command, which goes on after a line that ends in a backslash; what follows is
-  what it says, where `...` is anything. `^C` there: it is ended when it has said all that stands above.
+  what it says, where `...` is anything. `^C` there: it is ended when it has said all that stands above. As a command
+  it ends what was left running on that machine.
 * Two words behind the kind of a block are not shown by GitHub: `background` leaves the commands running, `not-run`
   leaves the block out. A section with such a block says "not run" in words.
 * A block of `text`, or without a kind, is a picture.

@@ -25,8 +25,8 @@ END_S = 15.0
 _SCP = """#!/bin/sh
 # `scp FILE... MACHINE:FOLDER` between folders of this computer, as a guide types it between machines.
 for last; do :; done
-set -- "$@" ; target="${last%%:*}/${last#*:}"
-while [ $# -gt 1 ]; do cp -r "$1" "$MACHINES/$target" || exit 1; shift; done
+mkdir -p "$MACHINES/${last%%:*}"
+while [ $# -gt 1 ]; do cp -r "$1" "$MACHINES/${last%%:*}/${last#*:}" || exit 1; shift; done
 """
 
 
@@ -40,7 +40,7 @@ class Site:
     def __init__(self, root: Path, *, substitutions: Mapping[str, str]) -> None:
         self._root = root
         self._substitutions = substitutions
-        self._running: list[_Process] = []
+        self._running: dict[str, list[_Process]] = {}  # by machine
         programs = root / ".programs"
         programs.mkdir()
         (programs / "scp").write_text(_SCP)
@@ -67,7 +67,7 @@ class Site:
 
     def end(self) -> None:
         """End what was left running, the last first."""
-        for process in reversed(self._running):
+        for process in reversed([each for running in self._running.values() for each in running]):
             process.end()
 
     def _write(self, file: File) -> None:
@@ -78,13 +78,17 @@ class Site:
             path.write_text(changed(path.read_text(), text) if file.change else text)
 
     def _type(self, command: Command) -> None:
+        if command.text == "^C":
+            for process in self._running.pop(command.machine, ()):
+                process.end()
+            return
         text = self._substituted(command.text)
         process = _Process(text, folder=self.folder(command.machine), environment=self._environment)
         expected = pattern([self._substituted(line) for line in command.expected])
         where = f"line {command.line}, on {command.machine or 'the machine'}: {text}"
         if command.background or command.interrupted:
             if command.background:
-                self._running.append(process)
+                self._running.setdefault(command.machine, []).append(process)
             if not process.wait_for(expected):
                 raise GuideFailureError(_differs(where, command, process.said()))
             if command.interrupted:
@@ -177,15 +181,19 @@ def pattern(expected: Sequence[str]) -> re.Pattern[str]:
     return re.compile("(?m)^" + "".join(parts) if parts else "")
 
 
-def changed(text: str, tables: str) -> str:
-    """TOML with each table of `tables` in place of its own of that name, or added at its end."""
-    if not tables.startswith("["):
-        raise GuideFailureError(f"a change must begin with a [table]: {tables!r}")
+def changed(text: str, change: str) -> str:
+    """TOML with the keys and tables of `change` in place of its own of those names, or added to them."""
+    first_table = re.search(r"(?m)^\[", change)
+    top, tables = (
+        (change, "") if first_table is None else (change[: first_table.start()], change[first_table.start() :])
+    )
     for name in tomllib.loads(tables):
         found = re.search(rf"(?m)^\[{re.escape(name)}\][^\n]*\n(?:(?!\[).*\n?)*", text)
         if found is not None:
             text = text[: found.start()] + text[found.end() :]
-    return f"{text.rstrip()}\n\n{tables}"
+    for name in tomllib.loads(top):
+        text = re.sub(rf"(?m)\A((?:(?!\[).*\n)*?){re.escape(name)} = .*\n", r"\1", text)
+    return f"{top}{text.rstrip()}\n\n{tables}"
 
 
 def _differs(where: str, command: Command, said: str) -> str:

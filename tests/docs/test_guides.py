@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tests.docs.guide import Section, read_guide
 from tests.docs.machines import free_ports, site
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
+BOARD = "device_profiles/raspberry-pi-5.toml"
 MAX_LINE = 120
 
 
@@ -37,3 +39,28 @@ def test_a_model_and_data_of_ones_own_work_as_the_guide_says(tmp_path: Path) -> 
     (broker,) = free_ports(1)
     with site(tmp_path, substitutions={"18832": str(broker)}) as machines:
         machines.follow(read_guide(DOCS / "own-model-and-data.md"))
+
+
+@pytest.mark.slow
+@pytest.mark.mosquitto
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("mosquitto_program")
+def test_a_fleet_comes_to_life_as_the_guide_says(tmp_path: Path) -> None:
+    tls, dashboard, http, metrics = free_ports(4)
+    start_broker = "mosquitto -c provisioning/broker/mosquitto.conf"
+    as_root = "echo 'user root' >> provisioning/broker/mosquitto.conf; " if os.geteuid() == 0 else ""
+    substitutions = {
+        "broker.local": "127.0.0.1",
+        "8883": str(tls),
+        "8080": str(dashboard),
+        "8090": str(http),
+        "9464": str(metrics),
+        # Half a minute of measuring, where tests run side by side: tests/cli/test_profile_device.py does it.
+        "reft-edge profile-device --quick --name pump-board --output": f"cp {DOCS.parent}/{BOARD}",
+        # Without systemd: a process whose number is known, and the signal that systemd would send.
+        start_broker: f"{as_root}echo $$ > broker.pid; exec {start_broker}",
+        '["systemctl", "reload", "reft-edge-broker"]': '["sh", "-c", "kill -HUP $(cat ../broker.pid)"]',
+    }
+    with site(tmp_path, substitutions=substitutions) as machines:
+        (machines.folder("laptop") / "reft-edge").symlink_to(DOCS.parent)  # what `git clone` brings
+        machines.follow(read_guide(DOCS / "fleet.md"))
