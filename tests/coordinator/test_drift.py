@@ -90,10 +90,11 @@ def test_a_class_that_some_never_predict_may_be_left_out_by_them() -> None:
     assert (found.device, found.entry) == ("odd", 3)
 
 
-@pytest.mark.parametrize("n_devices", [5, 20, 100])
-def test_samples_of_one_world_are_no_alarm_however_few(n_devices: int) -> None:
+@pytest.mark.parametrize(("n_devices", "n_classes"), [(5, 10), (20, 10), (100, 10), (20, 1000)])
+def test_samples_of_one_world_are_no_alarm_however_few(n_devices: int, n_classes: int) -> None:
+    """Also where most classes were never seen yet."""
     rng = np.random.default_rng(n_devices)
-    shares = np.full((n_devices, 10), 0.1)
+    shares = np.full((n_devices, n_classes), 1 / n_classes)
     alarms = sum(bool(departures(drawn(rng, shares, rng.integers(MIN_PREDICTIONS, 300, n_devices)))) for _ in range(40))
     assert alarms == 0
 
