@@ -137,13 +137,13 @@ class Deployments:
             before = self._session.state
             self._do(before, self._session.handle(self._waiting.popleft()))
         self._busy = False
+        self.report.update(self._session.state.attempt, time.monotonic())
 
     def _do(self, before: DeploymentState, actions: Sequence[DeploymentAction]) -> None:
         if self._session.state is not before:
             self._save()
         for action in actions:
             self._apply(action)
-        self.report.update(self._session.state.attempt, time.monotonic())
 
     def _save(self) -> None:
         """A full disk must not end the agent: it goes on, and a restart would find an older state."""
