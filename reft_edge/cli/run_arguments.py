@@ -27,6 +27,13 @@ def port_number(text: str) -> int:
     return int(text)
 
 
+def at_least_one(text: str) -> int:
+    """A count on the command line. Raises argparse's error."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
 def load_overview(args: argparse.Namespace) -> RunOverview:
     """How the run stands that `args` name; the fleet alone where models are served and none was trained."""
     from reft_edge.coordinator.overview import overview

@@ -90,7 +90,7 @@ def list_pictures(folder: Path) -> tuple[tuple[str, ...], list[tuple[Path, int]]
     """Class names in alphabetic order (empty for a flat folder), and each picture with its class index."""
     entries = sorted(entry for entry in _entries(folder) if not entry.name.startswith("."))
     flat = [(entry, 0) for entry in entries if _is_picture(entry)]
-    by_class = [(entry.name, _pictures_below(entry)) for entry in entries if entry.is_dir()]
+    by_class = [(entry.name, pictures_below(entry)) for entry in entries if entry.is_dir()]
     by_class = [(name, pictures) for name, pictures in by_class if pictures]
     if flat and by_class:
         raise DataError(f"{folder} has pictures and class folders side by side; put every picture in a class folder")
@@ -142,7 +142,8 @@ def _entries(folder: Path) -> list[Path]:
         raise DataError(f"{folder} cannot be read: {exc.strerror or exc}") from exc
 
 
-def _pictures_below(folder: Path) -> list[Path]:
+def pictures_below(folder: Path) -> list[Path]:
+    """All pictures of a folder and its subfolders, by name."""
     return sorted(path for path in folder.rglob("*") if _is_picture(path) and not path.name.startswith("."))
 
 

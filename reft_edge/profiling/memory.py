@@ -6,6 +6,7 @@ and what `ulimit` leaves. Swap is not counted: training that swaps to an SD card
 
 from __future__ import annotations
 
+import re
 import resource
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import psutil
 
 from reft_edge.profiling.cgroups import tightest_memory_group
 from reft_edge.profiling.sustained import Rate, Repetition, sustained_rate
-from reft_edge.profiling.tree import ROOT
+from reft_edge.profiling.tree import ROOT, read_text
 from reft_edge.profiling.undisturbed import own_clock
 
 if TYPE_CHECKING:
@@ -91,6 +92,16 @@ def copy_bandwidth(*, threads: int, available_bytes: int, repetition: Repetition
 def resident_bytes() -> int:
     """Resident memory of this process."""
     return psutil.Process().memory_info().rss
+
+
+def proportional_bytes(root: Path = ROOT) -> int:
+    """Proportional set size of this process: its own memory, and its share of what it has in common with others.
+
+    Resident memory where the kernel does not tell (before 4.14).
+    """
+    text = read_text(root / "proc/self/smaps_rollup") or ""
+    found = re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)
+    return int(found[1]) * 1024 if found else resident_bytes()
 
 
 def _address_space_limit() -> int | None:

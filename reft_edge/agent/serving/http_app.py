@@ -136,20 +136,8 @@ class PredictionApp:
 
 
 def answer_of(prediction: Prediction) -> dict[str, object]:
-    """What is said of a prediction: in answers to requests, and in lines of `reft-edge predict --json`."""
-    return {"version": prediction.version, "model": prediction.model, "predictions": samples_of(prediction)}
-
-
-def samples_of(prediction: Prediction) -> list[dict[str, object]]:
-    """Each sample's outputs and, of a classifier, label, its index and its probability."""
-    outputs = prediction.outputs.tolist()
-    indices, confidence = prediction.indices, prediction.confidence
-    if indices is None or confidence is None:
-        return [{"outputs": each} for each in outputs]
-    rows = zip(prediction.labels, indices.tolist(), confidence.tolist(), outputs, strict=True)
-    return [
-        {"label": label, "index": index, "confidence": share, "outputs": each} for label, index, share, each in rows
-    ]
+    """What is said of a prediction."""
+    return {"version": prediction.version, "model": prediction.model, "predictions": prediction.rows()}
 
 
 def description_of(served: ServedModel) -> dict[str, object]:

@@ -47,3 +47,15 @@ class Prediction:
             return None
         highest: FloatArray = self.probabilities.max(axis=1)
         return highest
+
+    def rows(self) -> list[dict[str, object]]:
+        """Each sample's outputs and, of a classifier, label, its index and its probability, for JSON."""
+        outputs = self.outputs.tolist()
+        indices, confidence = self.indices, self.confidence
+        if indices is None or confidence is None:
+            return [{"outputs": each} for each in outputs]
+        columns = zip(self.labels, indices.tolist(), confidence.tolist(), outputs, strict=True)
+        return [
+            {"label": label, "index": index, "confidence": share, "outputs": each}
+            for label, index, share, each in columns
+        ]
