@@ -40,6 +40,9 @@ COMMANDS = {
     "profile-device": Command("reft_edge.cli.profile_device", "measure what this device can do", "agent"),
     "plan": Command("reft_edge.cli.plan", "show what each device would train, and what it would cost", "coordinator"),
     "agent": Command("reft_edge.cli.agent", "run the agent: train here, on this device's own data", "agent"),
+    "predict": Command("reft_edge.cli.predict", "predict files with the model that this device serves", "agent"),
+    "serve": Command("reft_edge.cli.serve", "answer predictions over HTTP on this device", "agent"),
+    "benchmark": Command("reft_edge.cli.benchmark", "how fast models predict on this device", "agent"),
     "coordinator": Command(
         "reft_edge.cli.coordinator", "run the coordinator: plan, send, merge, distil", "coordinator"
     ),
@@ -68,6 +71,7 @@ examples:
   reft-edge coordinator federation.toml             on a laptop
   reft-edge agent agent.toml                        on every device
   reft-edge deploy federation.toml                  the run's models, to the devices; rollback undoes it
+  reft-edge predict picture.jpg                     on a device, with what it serves; serve does it over HTTP
   reft-edge status federation.toml                  how does it stand? devices, rounds and watch say more
 
 `reft-edge COMMAND --help` tells more about each.
