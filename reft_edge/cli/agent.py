@@ -30,6 +30,9 @@ A settings file:
   [profile]                         # optional: otherwise measured once, at the first start
   path = "board.toml"               # from reft-edge profile-device --output
 
+  [serving]                         # optional: what reft-edge deploy brings to this device
+  report = true                     # count what is predicted, and tell the coordinator: counts only
+
   [metrics]                         # optional: figures for Prometheus
   address = "9465"                  # PORT of this machine only, or HOST:PORT
 
@@ -153,6 +156,7 @@ def _check(settings: AgentSettings, base_dir: Path, *, as_json: bool) -> int:
     found["holdout_samples"] = data.holdout_samples
     found["input_shape"] = list(data.input_shape) or "the model's"
     found["classes"] = list(data.classes) or data.n_classes
+    found["serving"] = _served(base_dir / settings.spool)
     found["broker"] = _check_broker(settings)
     if as_json:
         print(json.dumps(found))
@@ -199,6 +203,17 @@ def _check_spool(spool: Path) -> None:
             f"spool {spool} cannot be written: {exc.strerror or exc}; choose another in the settings (spool = ...), or "
             "give this user the right"
         ) from exc
+
+
+def _served(spool: Path) -> str:
+    """What this device serves, in words."""
+    from reft_edge.agent.serving.slots import SERVING, Slots
+
+    served = Slots(spool / SERVING).current()
+    if served is None:
+        return "nothing"
+    words = f"{served.slot.version} ({served.slot.model}, {served.slot.precision})"
+    return words if served.verified() else f"{words}; it is damaged, and the agent will go back when it starts"
 
 
 def _check_broker(settings: AgentSettings) -> str:

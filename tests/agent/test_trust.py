@@ -11,8 +11,10 @@ from reft_edge.agent.session import Session
 from reft_edge.agent.session_words import Mark, RunClosed, SessionState, TaskArrived
 from reft_edge.agent.settings import AgentSettings
 from reft_edge.agent.spool import Spool
-from reft_edge.agent.trust import open_task, read_identity
+from reft_edge.agent.trust import open_deployment, open_task, read_identity
+from reft_edge.bundle.manifest import BlobRef
 from reft_edge.errors import ConfigError, RemoteProtocolError
+from reft_edge.wire.deployment import Deploy, ModelFile, Rollback
 from reft_edge.wire.endpoint import BrokerSettings
 from reft_edge.wire.messages import Close, Task, encode
 from reft_edge.wire.signing import SigningKey, seal
@@ -167,3 +169,19 @@ def test_a_file_of_no_use_is_named(site: TrustedSite, tmp_path: Path, name: str,
 )
 def test_only_a_broker_on_this_machine_needs_no_warning(host: str, is_here: bool) -> None:
     assert BrokerSettings(host=host).is_on_this_machine is is_here
+
+
+def test_an_old_deployment_is_refused_also_after_it_was_undone_and_where_nothing_is_signed(key: SigningKey) -> None:
+    topic = TOPIC.replace("task", "deployment")
+    file = ModelFile(blob=BlobRef(sha256="0" * 64, size_bytes=1), size_bytes=1, precision="int8")
+    old = Deploy(deployment="d1", version="v", model="global", files=(file,), sequence=7)
+    undone = Rollback(deployment="d1", sequence=9)
+    for signer, verifier in ((None, None), (key, None), (key, key.public)):
+        message, mark = open_deployment(topic, seal(topic, encode(undone), signer), coordinator=verifier, mark=None)
+        assert message == undone
+        assert open_deployment(topic, seal(topic, encode(undone), signer), coordinator=verifier, mark=mark)[1] == mark
+        with pytest.raises(RemoteProtocolError, match="its sequence is 7, and 9 was obeyed"):
+            open_deployment(topic, seal(topic, encode(old), signer), coordinator=verifier, mark=mark)
+    as_task = seal(TOPIC, encode(old), key)  # signed, but for the other topic
+    with pytest.raises(RemoteProtocolError, match="sign"):
+        open_deployment(topic, as_task, coordinator=key.public, mark=None)

@@ -10,8 +10,11 @@ import msgspec
 import numpy as np
 import pytest
 
+from reft_edge.agent.serving.slots import SERVING, Slots
 from reft_edge.cli.main import main
 from reft_edge.wire.enrolment import Enrolment, encode_enrolment
+from tests.agent.serving.models import spoil
+from tests.agent.serving.test_slots import serve
 from tests.certificates import DAY, Authority, public_pem, tls_broker
 
 
@@ -130,7 +133,17 @@ def test_an_enrolled_device_passes_every_check(
     found = json.loads(capsys.readouterr().out)
     assert (found["device"], found["broker"]) == ("pi-1", f"localhost:{port}")
     assert found["certificate_ends"].endswith("UTC")
+    assert found["serving"] == "nothing"
     assert not (tmp_path / "pi" / "spool").exists(), "the check leaves nothing"
+    slots = Slots(tmp_path / "pi" / "spool" / SERVING)
+    serve(slots, "one")
+    for damaged in (False, True):
+        if damaged:
+            spoil(slots.root / "a" / "model.onnx")
+        main(["agent", str(settings), "--check", "--json"])
+        words = json.loads(capsys.readouterr().out)["serving"]
+        assert words.startswith("version-one (global, int8)")
+        assert ("damaged" in words) == damaged
 
 
 @pytest.mark.mosquitto
