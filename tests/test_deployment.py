@@ -98,40 +98,6 @@ def ask(port: int, body: bytes) -> str:
         return read_version(response.read())
 
 
-def test_a_version_is_deployed_served_stopped_when_bad_and_undone(
-    tmp_path: Path, versions: Versions, digits: Digits
-) -> None:
-    body = msgspec.json.encode({"inputs": digits.test.inputs[:2].tolist()})
-    with fleet(tmp_path, versions, digits) as (crew, observer):
-        site = crew.site
-        assert crew.deploy("old").status == 0
-        assert_served(crew, everywhere(site, "old"))
-
-        with serving(crew, FIRST) as port:
-
-            def answering() -> str:
-                return ask(port, body)
-
-            assert answering() == "old"
-            assert crew.deploy().status == 0  # the latest
-            wait_until(lambda: answering() == "new")
-
-            stopped = stop_bad(crew, observer, "random", ["random"], version="random", served="new")
-            assert (stopped.status, stopped.state, stopped.kind) == (
-                FederationError.exit_code,
-                "rolled_back",
-                "accuracy",
-            )
-            assert (stopped.canaries, stopped.switched, stopped.complaints) == (1, 0, ())
-            assert answering() == "new"
-
-            crew.deploy("new")
-            assert crew.roll_back().status == 0
-            assert_served(crew, everywhere(site, "old"))
-            wait_until(lambda: answering() == "old")
-        assert left_over(site) == []
-
-
 class OldWords:
     """Keeps what the coordinator says to a device about deployments, and says it again, to the letter.
 
@@ -167,18 +133,39 @@ class OldWords:
         return link
 
 
-def test_an_old_deploy_that_is_played_again_changes_nothing(tmp_path: Path, versions: Versions, digits: Digits) -> None:
+def test_a_version_is_deployed_answers_over_http_and_is_undone_and_an_old_order_changes_nothing(
+    tmp_path: Path, versions: Versions, digits: Digits
+) -> None:
+    body = msgspec.json.encode({"inputs": digits.test.inputs[:2].tolist()})
     with fleet(tmp_path, versions, digits) as (crew, _):
         site = crew.site
         assert crew.deploy("old").status == 0
+        assert_served(crew, everywhere(site, "old"))
         forger = OldWords(site)
         forger.listen()
-        assert crew.deploy("new").status == 0
-        forger.say_again()
-        for device in site.devices:
-            log = log_path(site.directory, f"agent-{device}")
-            wait_until(lambda log=log: "plays it again" in log.read_text())
-        assert_served(crew, everywhere(site, "new"))
+        with serving(crew, FIRST) as port:
+            assert ask(port, body) == "old"
+            assert crew.deploy().status == 0  # the latest
+            wait_until(lambda: ask(port, body) == "new")
+
+            forger.say_again()
+            for device in site.devices:
+                log = log_path(site.directory, f"agent-{device}")
+                wait_until(lambda log=log: "plays it again" in log.read_text())
+            assert_served(crew, everywhere(site, "new"))
+            assert ask(port, body) == "new"
+
+            assert crew.roll_back().status == 0
+            assert_served(crew, everywhere(site, "old"))
+            wait_until(lambda: ask(port, body) == "old")
+        wait_until(lambda: left_over(site) == [])
+
+
+def test_a_bad_version_is_stopped_at_the_canary(tmp_path: Path, versions: Versions, digits: Digits) -> None:
+    with fleet(tmp_path, versions, digits, served="old") as (crew, observer):
+        stopped = stop_bad(crew, observer, "random", ["random"], version="random", served="old")
+    assert (stopped.status, stopped.state) == (FederationError.exit_code, "rolled_back")
+    assert (stopped.kind, stopped.canaries, stopped.switched, stopped.complaints) == ("accuracy", 1, 0, ())
 
 
 def test_who_is_killed_or_away_takes_the_version_when_it_is_back(

@@ -195,7 +195,7 @@ def _outcome(
     status = crew.coordinator.status
     if (state, status) not in (("done", 0), ("rolled_back", FederationError.exit_code)):
         wrong.append(f"the deployment is {state or 'unknown'}, and: {crew.coordinator.obituary()}")
-    wrong += [*crew.died(), *left_over(crew.site), *cries(crew.site)]
+    wrong += [*crew.died(), *cries(crew.site)]
     refused = [device for device in crew.site.devices if _said_no(crew.site, device, deployment)]
     return Survived(
         faults=tuple(str(fault) for fault in script.faults),
@@ -218,6 +218,7 @@ def _settled(crew: Crew, watch: Watch, deployment: str, *, undone: bool, old: st
         site = crew.site
         stay = {device for device in site.devices if undone or _said_no(site, device, deployment)}
         wrong = complaints(site, {device: (old if device in stay else new,) for device in site.devices})
+        wrong += left_over(site)
         if not wrong or time.monotonic() > end:
             return wrong
         time.sleep(LOOK_S)
