@@ -176,9 +176,13 @@ class Network:
         self._link.publish(self._topic(device, "task"), b"", qos=1, retain=True)
 
     def send_deployment(self, device: str, message: DeploymentMessage) -> None:
-        """Retain a deployment, or the end of one, for a device. It replaces what it was told before."""
+        """Retain a deployment, or the end of one, for a device. It replaces what it was told before.
+
+        After all orders before it, so that what it names is served by then: a device that is refused a blob gives up.
+        """
         topic = self._topic(device, "deployment")
-        self._link.publish(topic, seal(topic, encode(message), self._own_key), qos=1, retain=True)
+        payload = seal(topic, encode(message), self._own_key)
+        self._order(lambda _: void(self._link.publish(topic, payload, qos=1, retain=True)))
 
     def serve(self, device: str, blobs: Iterable[str]) -> None:
         """The blobs (SHA-256) that a device may ask for from now on; but for models, nothing else is given to it."""

@@ -184,6 +184,7 @@ class Coordinator:
             clock=self._clock,
         )
         self._tell_started(parts, resumed=resumed)
+        parts.standing.offer()
         # Where no round was ever planned, a typo is likely; a run that was interrupted waits until the broker is back.
         parts.network.start(wait_s=None if store.rounds(record.run) else CONNECT_TIMEOUT_S)
         try:

@@ -168,9 +168,9 @@ class Deployer:
 
     def _offer(self) -> list[BlobRef]:
         """Let the devices have what they want now; returns what lies at the broker."""
-        store = self._site.store
-        every = store.deployed_devices(self._record.deployment)  # `of_some`: the others may still come for it
-        return offer(self._record, every, store=store, network=self._site.network)
+        site = self._site
+        every = site.store.deployed_devices(self._record.deployment)  # `of_some`: the others may still come for it
+        return offer(self._record, every, store=site.store, network=site.network, blobs=site.blobs)
 
     def _interrupted(self) -> None:
         if self._state.phase in (Phase.CANARY, Phase.SOAKING, Phase.ROLLING_OUT):

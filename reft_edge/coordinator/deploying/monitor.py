@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from reft_edge.coordinator.deploying.standing import StandingDeployment
 from reft_edge.coordinator.network_events import Disowned, FromDevice, LinkUp
 from reft_edge.wire.deployment import Condition, Served
 from reft_edge.wire.messages import Status
@@ -23,9 +22,6 @@ class Monitor:
     def __init__(self, site: Site, *, tell: Callable[[str], None]) -> None:
         self._site = site
         self._tell = tell
-        self._standing = StandingDeployment(
-            store=site.store, network=site.network, blobs=site.blobs, federation=site.settings.federation
-        )
         self._online: dict[str, bool] = {}
         self._serving: dict[str, Served | None] = {}
 
@@ -35,11 +31,11 @@ class Monitor:
             event = self._site.listen(LOOK_S)
             match event:
                 case LinkUp():
-                    self._standing.keep_up(self._site.clock())
+                    self._site.standing.keep_up(self._site.clock())
                 case FromDevice(device=device, message=Status() as status):
                     self._note_presence(device, status.online)
                 case FromDevice(device=device, message=Condition() as condition):
-                    self._standing.hear(device, condition, self._site.clock())
+                    self._site.standing.hear(device, condition, self._site.clock())
                     self._note_serving(device, condition.serving)
                 case Disowned(device=device):
                     self._tell(f"{device}: its certificate is no longer accepted")

@@ -79,9 +79,8 @@ def choose_run(store: Store, federation: str, wanted: str | None) -> RunRecord:
             raise FederationError(f"run {wanted} is {run.state}; a run is deployed when it has finished")
         if run.run == wanted:
             return run
-    raise ConfigError(
-        f"federation {federation!r} has no version {wanted!r}{_meant(wanted, [run.run for run in finished])}"
-    )
+    meant = did_you_mean(wanted, [run.run for run in finished]) if finished else "; it has no finished run"
+    raise ConfigError(f"federation {federation!r} has no version {wanted!r}{meant}")
 
 
 def release_run(store: Store, blobs: BlobStore, run: str, model: ModelSettings) -> Release:
@@ -215,4 +214,3 @@ def _costs(store: Store, blobs: BlobStore, run: str) -> dict[str, _Counted]:
             continue
         found[model_of_variant(variant.variant)] = _Counted(cost=manifest.cost, sample_bytes=manifest.sample_bytes)
     return found
-

@@ -62,19 +62,21 @@ def kept_blobs(store: Store, federation: str) -> set[str]:
 
 
 def offer(
-    record: DeploymentRecord, parts: Iterable[DeployedDevice], *, store: Store, network: Network
+    record: DeploymentRecord, parts: Iterable[DeployedDevice], *, store: Store, network: Network, blobs: BlobStore
 ) -> list[BlobRef]:
     """Let devices fetch what they were offered; of what they may still want, what is small enough lies at the broker.
 
     What lay there before and is not wanted any more is cleared. `parts`: of all devices. Returns what lies there.
     """
+    if lost := [sha256 for sha256 in needed_blobs(record) if not blobs.has(sha256)]:
+        _log.warning("version %s: %d of its files are lost; deploy it again", record.version, len(lost))
     wanted: dict[str, BlobRef] = {}
     for part in parts:
         given = part.asked_at is not None and not part.undone
         refs = [file.blob for file in record.model(part.model).files] if given else []
         network.serve_models(part.device, [ref.sha256 for ref in refs])
         if part.state in UNANSWERED:
-            wanted.update((ref.sha256, ref) for ref in refs if may_broadcast(ref))
+            wanted.update((ref.sha256, ref) for ref in refs if may_broadcast(ref) and blobs.has(ref.sha256))
     _lay_at_broker(list(wanted.values()), store=store, network=network)
     return list(wanted.values())
 
@@ -104,20 +106,28 @@ class StandingDeployment:
         self._blobs = blobs
         self._federation = federation
 
+    def offer(self) -> None:
+        """Let devices have what they were offered. Call it before the network starts: one that asks too early would be
+        told that its files are gone, and give up."""
+        self._offered()
+
     def keep_up(self, now: float) -> None:
         """Offer it, and say again what was not answered. Call it whenever the broker was found."""
-        record = self._store.latest_deployment(self._federation)
-        if record is None:
-            return
-        parts = self._store.deployed_devices(record.deployment)
-        if lost := [sha256 for sha256 in needed_blobs(record) if not self._blobs.has(sha256)]:
-            _log.warning("version %s: %d files are lost; deploy it again", record.version, len(lost))
-            return
-        offer(record, parts, store=self._store, network=self._network)
+        record, parts = self._offered()
         unanswered = [part for part in parts if part.asked_at is not None and part.state in UNANSWERED]
-        sequence = self._store.next_sequence(now) if unanswered else 0
+        if record is None or not unanswered:
+            return
+        sequence = self._store.next_sequence(now)
         for part in unanswered:
             self._network.send_deployment(part.device, message_for(record, part, sequence=sequence))
+
+    def _offered(self) -> tuple[DeploymentRecord | None, list[DeployedDevice]]:
+        record = self._store.latest_deployment(self._federation)
+        if record is None:
+            return None, []
+        parts = self._store.deployed_devices(record.deployment)
+        offer(record, parts, store=self._store, network=self._network, blobs=self._blobs)
+        return record, parts
 
     def hear(self, device: str, condition: Condition, now: float) -> None:
         """What became of it on a device that comes for it now."""

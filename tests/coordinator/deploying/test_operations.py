@@ -2,85 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from contextlib import ExitStack
-from pathlib import Path
 
-import msgspec
 import pytest
 
-from reft_edge.coordinator.deploying.deployer import Deployer
-from reft_edge.coordinator.deploying.operations import deploy, finish_rollback, prepare_deployment, roll_back
+from reft_edge.coordinator.deploying.operations import prepare_deployment
 from reft_edge.coordinator.deploying.planning import Wishes
 from reft_edge.coordinator.deploying.releases import release_run
-from reft_edge.coordinator.deploying.site import open_site
 from reft_edge.coordinator.records import QuarantineRecord
-from reft_edge.coordinator.settings import load_federation
 from reft_edge.errors import ConfigError, FederationError
 from reft_edge.wire.deployment import Deploy, Rollback
+from tests.coordinator.deploying.fleet import states
 from tests.coordinator.deploying.serving_device import ServingDevice
-from tests.coordinator.deploying.versions import finish_run, write_settings
-
-
-def ignore(_progress):
-    """Nobody looks."""
-
-
-class Fleet:
-    """A federation with finished runs, and devices as they are asked for."""
-
-    def __init__(self, folder: Path, federation: str, broker, stack: ExitStack) -> None:
-        self.folder = folder
-        self.federation = federation
-        self.broker = broker
-        self._stack = stack
-        self.devices: dict[str, ServingDevice] = {}
-        self.configure()
-
-    def configure(self, **settings) -> None:
-        self.settings_file = write_settings(self.folder, self.federation, self.broker.settings, **settings)
-
-    @property
-    def results(self) -> Path:
-        return self.folder / "federation"
-
-    def device(self, name, behaviour="good") -> ServingDevice:
-        self.devices[name] = self._stack.enter_context(ServingDevice(name, behaviour=behaviour, **self.place))
-        return self.devices[name]
-
-    @property
-    def place(self):
-        """Where a device lives."""
-        return {"broker": self.broker.settings, "federation": self.federation, "directory": self.folder / "devices"}
-
-    def site(self):
-        settings = load_federation(self.settings_file)
-        return open_site(settings, self.folder)
-
-    def deploy(self, version, listener=ignore, **wishes):
-        with self.site() as site:
-            site.settle()
-            release = release_run(site.store, site.blobs, version, site.settings.model)
-            prepared = prepare_deployment(site, release, Wishes(**wishes))
-            return deploy(site, prepared, listener=listener)
-
-    def roll_back(self, *devices):
-        with self.site() as site:
-            site.settle()
-            return roll_back(site, devices, listener=ignore)
-
-
-@pytest.fixture
-def fleet(tmp_path, federation, broker):
-    with ExitStack() as stack:
-        made = Fleet(tmp_path, federation, broker, stack)
-        finish_run(made.results, federation, "run-1", seed=1, at=1.0)
-        yield made
-
-
-def states(outcome):
-    return {part.device: part.state for part in outcome.devices}
 
 
 def test_a_version_reaches_everybody_and_is_what_was_exported(fleet):
@@ -130,7 +63,7 @@ def test_a_version_that_its_canary_does_not_serve_goes_no_further(fleet, behavio
 def test_errors_that_a_canary_counts_while_it_serves_undo_it(fleet):
     fleet.device("a", "errs")
     fleet.configure(soak_s=0.2)
-    finish_run(fleet.results, fleet.federation, "run-2", seed=2, at=5.0)
+    fleet.finish_run("run-2", seed=2)
     outcome = fleet.deploy("run-2")
     assert outcome.record.state == "rolled_back"
     assert "3 errors" in outcome.record.reason
@@ -164,7 +97,7 @@ def test_a_rollback_brings_back_what_was_served_before_and_again_changes_nothing
     for name in "ab":
         fleet.device(name)
     fleet.deploy("run-1")
-    finish_run(fleet.results, fleet.federation, "run-2", seed=2, at=5.0)
+    fleet.finish_run("run-2", seed=2)
     fleet.deploy("run-2")
     for path in fleet.results.glob("*/models/*.onnx"):
         path.unlink()
@@ -196,80 +129,6 @@ def test_what_everybody_serves_is_not_asked_for_again(fleet):
         assert not prepare_deployment(site, release, Wishes()).plan.is_needed
 
 
-class Killed(BaseException):
-    """As a kill, it goes through everything."""
-
-
-@pytest.mark.parametrize("transaction", range(1, 12, 2))
-def test_a_deployment_that_was_killed_goes_on_where_it_was(fleet, transaction, monkeypatch):
-    for name in "abc":
-        fleet.device(name)
-    saved = iter(range(1, 1000))
-    save = Deployer._save
-
-    def mortal(self, changed):
-        save(self, changed)
-        if next(saved) == transaction:
-            raise Killed
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Deployer, "_save", mortal)
-        with contextlib.suppress(Killed):
-            fleet.deploy("run-1")
-    outcome = fleet.deploy("run-1") if not _ended(fleet) else None
-    with fleet.site() as site:
-        (record,) = site.store.deployments(fleet.federation)
-        assert record.state == "done"
-        assert {part.state for part in site.store.deployed_devices(record.deployment)} == {"serving"}
-    for device in fleet.devices.values():
-        assert device.serving.version == "run-1"
-        assert device.previous is None
-    assert outcome is None or outcome.record == record
-
-
-def _ended(fleet):
-    with fleet.site() as site:
-        return site.store.latest_deployment(fleet.federation).ended_at is not None
-
-
-def test_a_person_may_stop_it_and_undo_it(fleet):
-    for name in "abc":
-        fleet.device(name)
-
-    def interrupt(progress):
-        if progress.record.state == "rolling_out":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        fleet.deploy("run-1", interrupt)
-    with fleet.site() as site:
-        assert site.store.latest_deployment(fleet.federation).state == "interrupted"
-    (outcome,) = fleet.roll_back()
-    assert outcome.record.state == "rolled_back"
-    assert all(device.serving is None for device in fleet.devices.values())
-
-
-def test_a_rollback_that_was_killed_is_finished_first(fleet):
-    for name in "ab":
-        fleet.device(name)
-    fleet.deploy("run-1")
-
-    def kill(progress):
-        if progress.record.state == "rolling_back":
-            raise Killed
-
-    with fleet.site() as site:
-        site.settle()
-        with pytest.raises(Killed):
-            roll_back(site, (), listener=kill)
-    with fleet.site() as site:
-        site.settle()
-        record = site.store.latest_deployment(fleet.federation)
-        outcome = finish_rollback(site, record, listener=ignore)
-    assert outcome.record.state == "rolled_back"
-    assert all(device.serving is None for device in fleet.devices.values())
-
-
 def test_the_broker_and_the_disk_hold_only_what_somebody_may_still_want(fleet):
     for name in "ab":
         fleet.device(name)
@@ -277,7 +136,7 @@ def test_the_broker_and_the_disk_hold_only_what_somebody_may_still_want(fleet):
     with fleet.site() as site:
         assert site.store.seeded() == []
         first = {path.name for path in site.blobs.root.iterdir()}
-    finish_run(fleet.results, fleet.federation, "run-2", seed=2, at=5.0)
+    fleet.finish_run("run-2", seed=2)
     fleet.deploy("run-2")
     with fleet.site() as site:
         assert not first & {path.name for path in site.blobs.root.iterdir()}
@@ -321,4 +180,4 @@ def test_sequence_numbers_rise_with_every_word(fleet):
     fleet.roll_back()
     numbers = [message.sequence for message in fleet.devices["a"].heard]
     assert numbers == sorted(set(numbers))
-    assert msgspec.structs.asdict(fleet.devices["a"].heard[-1])["reason"] == "a person rolled it back"
+    assert fleet.devices["a"].heard[-1].reason == "a person rolled it back"

@@ -1,0 +1,81 @@
+"""A deployment goes on where it was, whenever its process ends."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from reft_edge.coordinator.deploying.deployer import Deployer
+from reft_edge.coordinator.deploying.operations import finish_rollback, roll_back
+from tests.coordinator.deploying.fleet import ignore
+
+pytestmark = [pytest.mark.mosquitto, pytest.mark.parametrize("broker", ["mosquitto"], indirect=True)]
+
+
+class Killed(BaseException):
+    """As a kill, it goes through everything."""
+
+
+@pytest.mark.parametrize("transaction", range(1, 12, 2))
+def test_a_deployment_that_was_killed_goes_on_where_it_was(fleet, transaction, monkeypatch):
+    for name in "abc":
+        fleet.device(name)
+    saved = iter(range(1, 1000))
+    save = Deployer._save
+
+    def mortal(self, changed):
+        save(self, changed)
+        if next(saved) == transaction:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Deployer, "_save", mortal)
+        with contextlib.suppress(Killed):
+            fleet.deploy("run-1")
+    outcome = fleet.deploy("run-1") if fleet.deployment().ended_at is None else None
+    with fleet.site() as site:
+        (record,) = site.store.deployments(fleet.federation)
+        assert record.state == "done"
+        assert {part.state for part in site.store.deployed_devices(record.deployment)} == {"serving"}
+    for device in fleet.devices.values():
+        assert device.serving.version == "run-1"
+        assert device.previous is None
+    assert outcome is None or outcome.record == record
+
+
+def test_a_person_may_stop_it_and_undo_it(fleet):
+    for name in "abc":
+        fleet.device(name)
+
+    def interrupt(progress):
+        if progress.record.state == "rolling_out":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fleet.deploy("run-1", interrupt)
+    assert fleet.deployment().state == "interrupted"
+    (outcome,) = fleet.roll_back()
+    assert outcome.record.state == "rolled_back"
+    assert all(device.serving is None for device in fleet.devices.values())
+
+
+def test_a_rollback_that_was_killed_is_finished_first(fleet):
+    for name in "ab":
+        fleet.device(name)
+    fleet.deploy("run-1")
+
+    def kill(progress):
+        if progress.record.state == "rolling_back":
+            raise Killed
+
+    with fleet.site() as site:
+        site.settle()
+        with pytest.raises(Killed):
+            roll_back(site, (), listener=kill)
+    with fleet.site() as site:
+        site.settle()
+        record = site.store.latest_deployment(fleet.federation)
+        outcome = finish_rollback(site, record, listener=ignore)
+    assert outcome.record.state == "rolled_back"
+    assert all(device.serving is None for device in fleet.devices.values())
