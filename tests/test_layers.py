@@ -83,6 +83,9 @@ def test_a_module_imports_only_what_lies_below_it(path: Path) -> None:
     ("module", "must_stay_out"),
     [
         ("reft_edge.agent.daemon", {"numpy", "onnxruntime", "torch", "PIL", "psutil", "zstandard", "cryptography"}),
+        ("reft_edge.agent", {"numpy", "onnxruntime", "msgspec"}),
+        ("reft_edge.agent.serving.counts", {"numpy", "onnxruntime"}),
+        ("reft_edge.agent.serving.http_server", {"torch", "onnx", "paho", "PIL", "psutil", "cryptography"}),
         ("reft_edge.agent.trainer", {"torch", "onnx", "paho"}),
         ("reft_edge.cli.main", {"numpy", "torch", "paho", "msgspec", "rich"}),
         ("reft_edge.cli.demo", {"torch"}),

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from reft_edge.agent.identity_files import KEY_FILE
+from reft_edge.cli.main import COMMANDS
 from reft_edge.cli.provision import ACTIONS, SERVICE_FILES, SERVICE_STATE
 from reft_edge.errors import ConfigError, DataError
 
@@ -40,7 +42,7 @@ def test_systemd_finds_nothing_to_complain_about(systemd_analyze: str, tmp_path:
             text = text.replace(f"={program}", "=/bin/true")  # it looks whether they are installed
         (tmp_path / path.name).write_text(text)
     units = [str(path) for path in tmp_path.iterdir() if path.suffix in (".service", ".timer")]
-    assert len(units) == 5
+    assert len(units) == 6
     done = subprocess.run([systemd_analyze, "verify", *units], capture_output=True, text=True, check=False)
     about_ours = [line for line in done.stderr.splitlines() if "reft-edge" in line]
     assert (done.returncode, about_ours) == (0, [])
@@ -77,6 +79,21 @@ def test_what_a_service_leaves_on_disk_is_for_its_user_alone(name: str) -> None:
 
 def test_a_worker_without_memory_costs_the_agent_nothing() -> None:
     assert unit("reft-edge-agent.service")["OOMPolicy"] == ["continue"]
+
+
+def test_a_service_runs_a_command_that_there_is() -> None:
+    lines = [line for name in SERVICES for line in unit(name)["ExecStart"]]
+    words = [line.split()[1] for line in lines if line.split()[0].endswith("/reft-edge")]
+    assert set(words) == {"agent", "serve", "coordinator", "provision"} <= set(COMMANDS)
+
+
+def test_who_answers_predictions_is_out_of_reach_for_others_and_does_not_see_the_devices_key() -> None:
+    settings, agent = unit("reft-edge-serve.service"), unit("reft-edge-agent.service")
+    assert (settings["User"], settings["WorkingDirectory"]) == (agent["User"], agent["WorkingDirectory"])
+    assert (settings["IPAddressDeny"], settings["IPAddressAllow"]) == (["any"], ["localhost"])
+    assert "--host" not in settings["ExecStart"][0]
+    assert settings["InaccessiblePaths"] == [f"-{settings['WorkingDirectory'][0]}/{KEY_FILE}"]
+    assert int(settings["CPUWeight"][0]) > int(agent["CPUWeight"][0])
 
 
 def test_the_broker_is_where_init_expects_it() -> None:
