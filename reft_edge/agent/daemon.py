@@ -21,11 +21,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from reft_edge import logs
 from reft_edge.agent.admission import refusal, task_parts
 from reft_edge.agent.certificate_care import CertificateCare, CertificateRenewed
 from reft_edge.agent.credentials import Credentials
 from reft_edge.agent.jobs import MAX_REASON_CHARACTERS, JobEnded, Jobs, check_event, training_event
 from reft_edge.agent.knowledge import Knowledge
+from reft_edge.agent.metrics import AgentMetrics
 from reft_edge.agent.protocol import Configure, Train
 from reft_edge.agent.reminder import Reminder
 from reft_edge.agent.serving.deployments import Deployments
@@ -115,6 +117,13 @@ class Daemon:
             sweep=self._sweep,
             say=self._voice.condition,
         )
+        self._metrics = AgentMetrics(
+            settings,
+            spool=self._spool.root,
+            link=self._link,
+            supervisor=self._supervisor,
+            state=lambda: self._session.state,
+        )
 
     def run(self) -> None:
         """Serve until a signal asks to stop.
@@ -141,6 +150,7 @@ class Daemon:
         signer = None if self._identity is None else self._identity.coordinator.fingerprint
         self._deployments.start(signer=signer)
         self._check_trust()
+        self._metrics.start()
         for job in self._knowledge.recall():
             self._jobs.add(job)
         # Where no broker was ever reached, a typo is likely; an agent that has worked before waits for ever.
@@ -175,6 +185,7 @@ class Daemon:
     def _stop(self) -> None:
         logger.info("stopping")
         self._deployments.stop()
+        self._metrics.stop()
         self._supervisor.stop()
         self._courier.close()
         if self._session.state.phase is Phase.TRAINING:
@@ -196,6 +207,7 @@ class Daemon:
             spool=str(self._spool.root),
             limits=self._settings.limits,
             log_level=logger.getEffectiveLevel(),
+            log_format=logs.chosen_format(),
         )
 
     def _announce(self) -> None:
@@ -357,6 +369,7 @@ class Daemon:
             actions = self._session.handle(self._waiting[0], time.monotonic())
             if self._session.state is not before:
                 self._save_state()
+            logs.process_is_about(self._subject())
             self._apply(actions)
             self._waiting.popleft()
         if self._session.state.phase is not Phase.UPLOADING:
@@ -364,6 +377,13 @@ class Daemon:
         elif self._reminder.due_at is None:
             self._reminder.start(time.monotonic())
         self._voice.status(self._session.state)
+
+    def _subject(self) -> logs.Subject:
+        """What lines of the log are about."""
+        task = None if self._session.state.phase is Phase.IDLE else self._session.state.task
+        if task is None:
+            return logs.Subject(device=self._settings.device)
+        return logs.Subject(device=self._settings.device, round=task.round, task=task.task)
 
     def _save_state(self) -> None:
         """A full disk must not end the agent: it goes on, and a restart would find an older state."""
@@ -388,6 +408,7 @@ class Daemon:
                 case ReleaseWorker():
                     self._jobs.release()
                 case Say(report=report):
+                    self._metrics.said(report)
                     self._voice.report(report)
                 case Sweep():
                     self._sweep()

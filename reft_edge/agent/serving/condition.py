@@ -16,7 +16,7 @@ from reft_edge.agent.serving.counts import read_counts
 from reft_edge.agent.serving.slots import InstalledModel, Slots
 from reft_edge.agent.settings import ServingSettings
 from reft_edge.profiling.vitals import read_vitals
-from reft_edge.wire.deployment import Attempt, Condition, PredictionCounts, Served, Vitals
+from reft_edge.wire.deployment import Attempt, Condition, Served, Vitals
 
 TEMPERATURE_STEP_CELSIUS = 3.0
 """A board's temperature is never the same twice."""
@@ -48,26 +48,22 @@ class ConditionReport:
 
     def connected(self, attempt: Attempt | None, now: float) -> None:
         """Say everything: the broker may have lost what was said before."""
-        self._tell(self._condition(attempt), now)
+        self._tell(self._now(attempt), now)
 
     def disconnected(self) -> None:
         self.look_at = None
 
     def update(self, attempt: Attempt | None, now: float, *, again: bool = False) -> None:
         """Say what is served and what became of the deployment, if that is news, or if somebody asked `again`."""
-        if self.look_at is None:
-            return
-        condition = self._condition(attempt)
-        told = self._told
-        if again or told is None or _deployment_part(condition) != _deployment_part(told):
-            self._tell(condition, now)
+        if self.look_at is not None and (again or self._is_news(self._serving(attempt))):
+            self._tell(self._now(attempt), now)
 
     def tick(self, attempt: Attempt | None, now: float) -> None:
         """Look at counts and vitals when it is time."""
         if self.look_at is None or now < self.look_at:
             return
-        condition = self._condition(attempt)
-        if self._told is None or _is_news(condition, self._told):
+        condition = self._now(attempt)
+        if self._is_news(self._serving(attempt)) or self._has_changed(condition):
             self._tell(condition, now)
         else:
             self.look_at = now + self._settings.report_every_s
@@ -77,20 +73,34 @@ class ConditionReport:
         self.look_at = now + self._settings.report_every_s
         self._say(condition)
 
-    def _condition(self, attempt: Attempt | None) -> Condition:
+    def _serving(self, attempt: Attempt | None) -> Condition:
+        """All but counts and vitals, which take time to read."""
         current, previous = self._slots.current(), self._slots.previous()
         return Condition(
-            serving=_served(current),
-            previous=None if previous == current else _served(previous),
-            attempt=attempt,
-            counts=self._counts(current),
-            vitals=self._read_board(),
+            serving=_served(current), previous=None if previous == current else _served(previous), attempt=attempt
         )
 
-    def _counts(self, current: InstalledModel | None) -> PredictionCounts | None:
-        if current is None or not self._settings.report:
-            return None
-        return read_counts(self._counts_folder, current.slot.version)
+    def _now(self, attempt: Attempt | None) -> Condition:
+        condition = self._serving(attempt)
+        counts = None
+        if condition.serving is not None and self._settings.report:
+            counts = read_counts(self._counts_folder, condition.serving.version)
+        return msgspec.structs.replace(condition, counts=counts, vitals=self._read_board())
+
+    def _is_news(self, serving: Condition) -> bool:
+        told = self._told
+        return told is None or serving != msgspec.structs.replace(told, counts=None, vitals=None)
+
+    def _has_changed(self, condition: Condition) -> bool:
+        """Whether counts or vitals are worth a message."""
+        told = self._told or Condition()
+        now, then = condition.vitals or Vitals(), told.vitals or Vitals()
+        return (
+            condition.counts != told.counts
+            or (now.throttled, now.on_battery) != (then.throttled, then.on_battery)
+            or _moved(now.temperature_celsius, then.temperature_celsius, TEMPERATURE_STEP_CELSIUS)
+            or _moved(now.battery_share, then.battery_share, BATTERY_STEP)
+        )
 
 
 def _served(model: InstalledModel | None) -> Served | None:
@@ -103,21 +113,6 @@ def _served(model: InstalledModel | None) -> Served | None:
         model=slot.model,
         precision=slot.precision,
         sha256=slot.sha256,
-    )
-
-
-def _deployment_part(condition: Condition) -> Condition:
-    return msgspec.structs.replace(condition, counts=None, vitals=None)
-
-
-def _is_news(condition: Condition, told: Condition) -> bool:
-    if _deployment_part(condition) != _deployment_part(told) or condition.counts != told.counts:
-        return True
-    now, then = condition.vitals or Vitals(), told.vitals or Vitals()
-    return (
-        (now.throttled, now.on_battery) != (then.throttled, then.on_battery)
-        or _moved(now.temperature_celsius, then.temperature_celsius, TEMPERATURE_STEP_CELSIUS)
-        or _moved(now.battery_share, then.battery_share, BATTERY_STEP)
     )
 
 
