@@ -1,6 +1,7 @@
 // A table that takes in changes cell by cell: of 200 rows only those are drawn anew that say something new.
 //
-// Rows are plain objects with a `key`. What they hold is set as text, never as HTML. On a phone, `style.css` makes cards
+// Rows are plain objects with a `key`; `name_more` stands small below the column `name`. All is set as text, never as
+// HTML. On a phone, `style.css` makes cards
 // of the rows. Ages and countdowns are worded here, so that the passing of time costs no message.
 
 const SHOWN_AT_FIRST = 300;
@@ -42,7 +43,10 @@ const Row = {
     <tr>
       <td v-for="column in columns" :key="column.name" :data-label="column.label"
           :class="[column.kind, { empty: blank(column) }]">
-        <span v-if="column.kind === 'state'" :class="['badge', row.tone]">{{ row[column.name] }}</span>
+        <template v-if="column.kind === 'state'">
+          <span :class="['badge', row.tone]">{{ row[column.name] }}</span>
+          <span v-if="row.mark" class="badge warn">{{ row.mark }}</span>
+        </template>
         <span v-else-if="column.kind === 'mark' && row[column.name]" class="badge warn">{{ row[column.name] }}</span>
         <template v-else-if="column.kind === 'progress'">
           <span class="bar" role="progressbar" :aria-valuenow="Math.round(100 * (row[column.name] ?? 0))"
@@ -53,6 +57,7 @@ const Row = {
         </template>
         <a v-else-if="column.kind === 'link' && row.href" :href="row.href">{{ row[column.name] }}</a>
         <template v-else>{{ worded(column) }}</template>
+        <small v-if="row[column.name + '_more']">{{ row[column.name + "_more"] }}</small>
       </td>
     </tr>`,
   methods: {
@@ -136,7 +141,7 @@ export default {
       const words = this.wanted.toLowerCase().split(/\s+/).filter(Boolean);
       let rows = this.only ? this.list.filter((row) => row.lane === this.only) : this.list;
       if (words.length) {
-        const text = (row) => this.columns.map((column) => row[column.name]).join(" ").toLowerCase();
+        const text = (row) => Object.values(row).join(" ").toLowerCase();
         rows = rows.filter((row) => words.every((word) => text(row).includes(word)));
       }
       if (!this.by) return rows;

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from nicegui import Event, ui
 
-from reft_edge.dashboard import charts, rows
-from reft_edge.dashboard.parts import chart, of_figures, page, table, words
+from reft_edge.coordinator.run_files import find_deployed
+from reft_edge.dashboard import charts, deployment_rows, rows
+from reft_edge.dashboard.parts import chart, of_counts, of_figures, page, table, words
+from reft_edge.dashboard.rollout import rollout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from reft_edge.coordinator.overview import DeviceOverview
     from reft_edge.coordinator.report.record import RunReport
     from reft_edge.dashboard.source import Picture, Source
 
@@ -26,7 +30,7 @@ def register(source: Source, news: Event[[]]) -> None:
                 table(
                     "Devices",
                     rows.FLEET,
-                    lambda picture: [] if picture.overview is None else rows.fleet(picture.overview.devices),
+                    lambda picture: rows.fleet(_devices(picture)),
                     nothing="No device was heard of yet. Agents announce themselves when they reach the broker.",
                     lanes=True,
                 )
@@ -54,7 +58,7 @@ def register(source: Source, news: Event[[]]) -> None:
                 ("Over the air", charts.bytes_by_round),
                 ("Predicted against measured time of a device's round", charts.predicted_against_measured),
             ):
-                parts.append(of_figures(chart(title, _of_report(draw))))
+                parts.append(of_figures(chart(title, _of_report(draw), nothing="No round has ended yet.")))
 
     @ui.page("/family", title="Family")
     def family() -> None:
@@ -62,10 +66,19 @@ def register(source: Source, news: Event[[]]) -> None:
             parts.append(
                 of_figures(
                     chart(
-                        "From the whole model to what devices train",
-                        lambda picture: charts.family_tree(picture.report),
+                        "From the whole model to what devices train and serve",
+                        lambda picture: charts.family_tree(picture.report, _devices(picture)),
+                        nothing="No device was given a variant yet.",
                         height="26rem",
                     )
+                )
+            )
+            parts.append(
+                table(
+                    "Served now",
+                    deployment_rows.SERVED,
+                    lambda picture: deployment_rows.served(_devices(picture)),
+                    nothing="No device serves a model. reft-edge deploy rolls one out.",
                 )
             )
             parts.append(
@@ -121,9 +134,73 @@ def register(source: Source, news: Event[[]]) -> None:
                 )
             )
 
+    @ui.page("/deployments", title="Deployments")
+    def deployments() -> None:
+        with page(source, news, "Deployments") as parts:
+            parts.append(rollout())
+            parts.append(
+                table(
+                    "All deployments",
+                    deployment_rows.DEPLOYMENTS,
+                    lambda picture: deployment_rows.deployments(picture.deployments),
+                    nothing="Nothing was deployed yet. reft-edge deploy federation.toml rolls out the latest model.",
+                )
+            )
+
+    @ui.page("/deployments/{name}", title="Deployment")
+    async def deployment(name: str) -> None:
+        past = tuple(await asyncio.to_thread(find_deployed, source.settings_file, name))
+        with page(source, news, "Deployments") as parts:
+            parts.append(rollout(name, past))
+
+    @ui.page("/drift", title="Drift")
+    def drift() -> None:
+        with page(source, news, "Drift") as parts:
+            parts.append(
+                table(
+                    "Devices that tell what they predict",
+                    deployment_rows.PREDICTING,
+                    lambda picture: deployment_rows.predicting(picture.conditions, picture.departures),
+                    nothing="No device tells. Its owner allows it with [serving] report = true in agent.toml; only "
+                    "counts are told, never inputs.",
+                    lanes=False,
+                )
+            )
+
+    @ui.page("/drift/{device}", title="Drift")
+    def drift_of(device: str) -> None:
+        with page(source, news, "Drift") as parts:
+            parts.append(words(lambda picture: _departs(picture, device)))
+            for title, draw in (
+                (f"What {device} predicts, beside the others that serve the same version", charts.classes),
+                ("How sure it is", charts.confidence),
+            ):
+                parts.append(of_counts(chart(title, _of_device(device, draw), nothing="It tells no such counts.")))
+
+
+def _devices(picture: Picture) -> list[DeviceOverview]:
+    return [] if picture.overview is None else picture.overview.devices
+
+
+def _classes(picture: Picture, device: str) -> tuple[str, ...]:
+    """Names of the classes that a device tells apart, where its version was deployed with names."""
+    told = next((one.condition.counts for one in picture.conditions if one.device == device), None)
+    return next((one.classes for one in picture.deployments if told is not None and one.version == told.version), ())
+
+
+def _departs(picture: Picture, device: str) -> str:
+    found = [one for one in picture.departures if one.device == device]
+    if found:
+        return f"{device} {'; '.join(one.reason for one in found)}."
+    return f"{device} predicts as the others that serve the same version do, as far as its counts tell."
+
 
 def _of_report(draw: Callable[[RunReport], charts.Options]) -> Callable[[Picture], charts.Options]:
     return lambda picture: draw(picture.report)
+
+
+def _of_device(device: str, draw: charts.OfDevice) -> Callable[[Picture], charts.Options]:
+    return lambda picture: draw(picture.conditions, device, _classes(picture, device))
 
 
 def _about_the_round(picture: Picture) -> str:

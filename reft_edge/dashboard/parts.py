@@ -87,7 +87,7 @@ def _header(name: str) -> Part:
 
     def show(picture: Picture) -> None:
         if picture.overview is not None:
-            _say(title, picture.overview.federation)
+            say(title, picture.overview.federation)
 
     return show
 
@@ -103,16 +103,18 @@ def _summary() -> Part:
     def show(picture: Picture) -> None:
         found = picture.overview
         words = picture.trouble or (found.reason if found is not None else "")
-        _say(trouble, words)
-        _see(trouble, bool(words))
-        _see(tiles, found is not None)
+        say(trouble, words)
+        see(trouble, bool(words))
+        see(tiles, found is not None)
         if found is None:
             state("nothing yet", "quiet")
-            _say(line, "There is nothing to show yet.")
+            say(line, "There is nothing to show yet.")
+            trouble.classes(add="hint")
             return
+        trouble.classes(remove="hint")
         state(*_standing(found))
         phase = found.phase.removeprefix("interrupted: ")  # as the badge says
-        _say(line, f"Run {found.run}: {phase}" if found.run else phase)
+        say(line, f"Run {found.run}: {phase}" if found.run else phase)
         place(f"{found.round} of {found.rounds}" if found.rounds else "-", "round")
         last = next((one for one in reversed(found.values) if one is not None), None)
         value(metric_text(last, found.metric), f"{found.metric} on test data")
@@ -149,8 +151,8 @@ def _tile() -> Callable[[str, str], None]:
         caption = ui.label("").classes("caption")
 
     def show(value: str, words: str) -> None:
-        _say(figure, value)
-        _say(caption, words)
+        say(figure, value)
+        say(caption, words)
 
     return show
 
@@ -160,7 +162,7 @@ def badge() -> Callable[[str, rows.Tone], None]:
     label = ui.label().classes("badge")
 
     def show(word: str, tone: rows.Tone) -> None:
-        _say(label, word)
+        say(label, word)
         if tone not in label.classes:
             label.classes(replace=f"badge {tone}")
 
@@ -173,8 +175,8 @@ def words(content: Callable[[Picture], str]) -> Part:
 
     def show(picture: Picture) -> None:
         text = content(picture)
-        _say(label, text)
-        _see(label, bool(text))
+        say(label, text)
+        see(label, bool(text))
 
     return show
 
@@ -192,15 +194,21 @@ def table(
     return lambda picture: element.show(content(picture))
 
 
-def chart(title: str, draw: Callable[[Picture], charts.Options], *, height: str = "20rem") -> Part:
+def chart(title: str, draw: Callable[[Picture], charts.Options], *, nothing: str, height: str = "20rem") -> Part:
+    """A chart; `nothing` in its place until there is a point to draw."""
     with ui.element("section").classes("card"):
         with ui.element("h2"):
             ui.label(title)
+        empty = ui.label(nothing).classes("faint")
         drawn = ui.echart({}).style(f"width: 100%; height: {height}")
+    see(drawn, False)
 
     def show(picture: Picture) -> None:
         options = draw(picture)
-        if drawn.options != options:
+        there = any(series["data"] for series in options["series"])
+        see(empty, not there)
+        see(drawn, there)
+        if there and drawn.options != options:
             drawn.options.clear()
             drawn.options.update(options)
             drawn.update()
@@ -226,11 +234,25 @@ def of_figures(part: Part) -> Part:
     return show
 
 
-def _say(label: ui.label, text: str) -> None:
+def of_counts(part: Part) -> Part:
+    """`part`, which shows what devices predict, drawn when they have told anything new."""
+    shown: list[object] = []
+
+    def show(picture: Picture) -> None:
+        if shown != [picture.conditions]:
+            part(picture)
+            shown[:] = [picture.conditions]
+
+    return show
+
+
+def say(label: ui.label, text: str) -> None:
+    """Make it say this, and send nothing where it does."""
     if label.text != text:
         label.set_text(text)
 
 
-def _see(element: ui.element, visible: bool) -> None:
+def see(element: ui.element, visible: bool) -> None:
+    """Show or hide it, and send nothing where it is so."""
     if element.visible != visible:
         element.set_visibility(visible)

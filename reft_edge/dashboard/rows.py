@@ -1,7 +1,8 @@
 """Rows and columns of the pages' tables. Pure: value objects in, plain dictionaries out.
 
-A row has a `key`, and a value for each of its table's columns; beside them perhaps a `tone` (see `TONES`), and a `lane`
-and its `place` where rows are counted by lane.
+A row has a `key`, and a value for each of its table's columns; what stands small below column `name` is `name_more`.
+Beside them perhaps a `tone` and a `mark` that warns, for the badges, and a `lane` and its `place` where rows are
+counted by lane.
 """
 
 from __future__ import annotations
@@ -70,19 +71,17 @@ FLEET = columns(
         "memory": "number",
         "temperature": "number",
         "battery": "number",
-        "samples": "number",
+        "updates": "number",
         "seen": "age",
-        "drift": "mark",
     },
     device="device",
     state="state",
-    board="kind",
     variant="trains",
     speed="FLOP/s used",
     memory="memory used",
+    served="serves",
     temperature="temperature",
     battery="power",
-    samples="samples",
     updates="updates",
     seen="last seen",
 )
@@ -94,14 +93,18 @@ def fleet(devices: Sequence[DeviceOverview]) -> list[Row]:
         {
             "key": one.device,
             "device": one.device,
+            "device_more": one.profile,
             **_lane(one.state),
-            "board": one.profile or "-",
+            "mark": "predicts unlike the rest" if one.departs else "",
             "variant": _share(one),
             "speed": _of(one.capacity.used_flops_per_s, one.capacity.flops_per_s, flops_text, one.capacity.measured),
             "memory": _of(one.capacity.used_memory_bytes, one.capacity.memory_bytes, bytes_text, one.capacity.measured),
+            "served": "-" if one.serving is None else one.serving.version,
+            "served_more": "" if one.serving is None else f"{one.serving.model}, {one.serving.precision}",
             "temperature": _temperature(one),
-            "samples": one.training_samples,
+            "battery": _power(one),
             "updates": f"{one.counted} of {one.announced}",
+            "updates_more": f"{one.training_samples} samples" if one.training_samples else "",
             "seen": one.seen_at,
         }
         for one in devices
@@ -254,11 +257,11 @@ def clock_text(at: float) -> str:
 
 
 def flops_text(flops_per_s: float) -> str:
-    """In k, M, G or TFLOP/s, with three digits."""
-    for scale, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+    """With three digits."""
+    for scale, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if flops_per_s >= scale:
             return f"{flops_per_s / scale:.3g} {prefix}FLOP/s"
-    return f"{flops_per_s / 1e3:.3g} kFLOP/s"
+    return f"{flops_per_s:.3g} FLOP/s"
 
 
 def _lane(state: str) -> Row:
@@ -288,6 +291,13 @@ def _progress(one: DeviceOverview) -> float:
 
 def _share(one: DeviceOverview) -> str:
     return "-" if one.share is None else f"{one.share:.0%}"
+
+
+def _power(one: DeviceOverview) -> str:
+    """Charge, and whether it is being used up."""
+    if one.battery_share is None:
+        return "-" if one.on_battery is None else "battery" if one.on_battery else "mains"
+    return f"{one.battery_share:.0%}{' battery' if one.on_battery else ''}"
 
 
 def _temperature(one: DeviceOverview) -> str:

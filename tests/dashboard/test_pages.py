@@ -2,97 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from pathlib import Path
-from urllib.parse import urlsplit
+from contextlib import closing
 
 import pytest
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import WebDriverWait
 
 from reft_edge.coordinator import events
+from reft_edge.coordinator.event_log import EventLog
 from reft_edge.coordinator.store import Store
 from reft_edge.dashboard.parts import PAGES
-from tests.conftest import skip_or_fail
+from reft_edge.simulation.dashboard.fleet import RUN, write_fleet
+from reft_edge.simulation.dashboard.looking import dashboard
+from tests.dashboard.browsing import LAPTOP, PHONE, asked_hosts, browser, wait_for_text
+from tests.written_deployment import asked, deployment, health, write, write_rollout
 from tests.written_run import FINISHED, tell_on, write_run
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-PATIENCE_S = 60
-PHONE, LAPTOP = (390, 844), (1280, 900)
-
-
-def free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as server:
-        return int(server.getsockname()[1])
-
-
-@contextmanager
-def dashboard(settings: Path) -> Iterator[str]:
-    """A dashboard process; gives its address."""
-    port = free_port()
-    command = [sys.executable, "-m", "reft_edge", "dashboard", str(settings), "--port", str(port)]
-    # NiceGUI behaves otherwise where it finds itself in a test.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert f"127.0.0.1:{port}" in line
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-
-
-@contextmanager
-def browser(size: tuple[int, int], *, dark: bool = False) -> Iterator[webdriver.Chrome]:
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if program is None or driver is None:
-        skip_or_fail("chromium and chromedriver are not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    # Without a sandbox of its own, because tests may run as root; it only sees pages of ours.
-    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={size[0]},{size[1]}"]
-    for flag in flags + (["--blink-settings=preferredColorScheme=0"] if dark else []):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    opened = webdriver.Chrome(options=options, service=Service(driver))
-    try:
-        yield opened
-    finally:
-        opened.quit()
-
-
-def text_of(page: webdriver.Chrome) -> str:
-    return str(page.find_element(By.TAG_NAME, "body").text)
-
-
-def wait_for_text(page: webdriver.Chrome, *words: str) -> None:
-    WebDriverWait(page, PATIENCE_S).until(lambda one: all(word in text_of(one) for word in words), f"no {words}")
-
-
-def asked_hosts(page: webdriver.Chrome) -> set[str | None]:
-    """Hosts of everything that the browser asked for."""
-    messages = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
-    requests = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    sockets = [m["params"]["url"] for m in messages if m["method"] == "Network.webSocketCreated"]
-    return {urlsplit(url).hostname for url in requests + sockets if not url.startswith(("data:", "blob:"))}
-
 
 def test_a_round_is_followed_and_a_rejected_update_appears_without_a_reload(tmp_path):
     settings = write_run(tmp_path)
-    with dashboard(settings) as address, browser(LAPTOP) as page:
-        page.get(address + PAGES["Round"])
+    with dashboard(settings) as served, browser(LAPTOP) as page:
+        page.get(served.address + PAGES["Round"])
         wait_for_text(page, "birds", "interrupted", "the coordinator is not running")
         page.execute_script("window.loadedOnce = true")
         with closing(Store(tmp_path / "federation")):  # a coordinator is at work again
@@ -104,7 +35,7 @@ def test_a_round_is_followed_and_a_rejected_update_appears_without_a_reload(tmp_
             wait_for_text(page, "epoch 3 of 9")
         wait_for_text(page, "the coordinator is not running")
         assert page.execute_script("return window.loadedOnce") is True
-        page.get(address + PAGES["Rejected"])
+        page.get(served.address + PAGES["Rejected"])
         wait_for_text(page, "pi-1", "far <b>too</b> long", "three bad updates")
 
 
@@ -112,16 +43,22 @@ def test_a_round_is_followed_and_a_rejected_update_appears_without_a_reload(tmp_
 def test_every_page_shows_its_part_and_asks_nobody_else(tmp_path, size, dark):
     settings = write_run(tmp_path)
     tell_on(settings, events.Exported(name="global", path="x/global.onnx", values={"accuracy": 0.5}), FINISHED)
+    write_rollout(tmp_path)
     words = {
-        "Fleet": ["pi-1", "merged", "81 °C, throttled"],
+        "Fleet": ["pi-1", "merged", "48 °C", "80% battery", "predicts unlike the rest", "global, int8"],
         "Round": ["pi-2", "failed", "no space left on the device"],
         "Curves": ["On test data, by round", "Over the air"],
         "Family": ["global.onnx", "50.0%"],
         "Rejected": ["In quarantine", "pi-3"],
+        "Deployments": ["rolling out", "89.5%", "3.1 ms", "at most 0.5 s", "rolled back", "0.41 on its holdout"],
+        "Drift": ["pi-1", "predicts class 0 in 94% of cases"],
+        "one deployment": ["too-big", "41.0%", "not taken"],
+        "one device": ["How sure it is", "in 94% of cases"],
     }
-    with dashboard(settings) as address, browser(size, dark=dark) as page:
-        for name, path in PAGES.items():
-            page.get(address + path)
+    pages = PAGES | {"one deployment": "/deployments/d-1", "one device": "/drift/pi-1"}
+    with dashboard(settings) as served, browser(size, dark=dark) as page:
+        for name, path in pages.items():
+            page.get(served.address + path)
             wait_for_text(page, *words[name])
             width = page.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
             assert width <= 0, f"{name} is wider than the screen"
@@ -129,3 +66,43 @@ def test_every_page_shows_its_part_and_asks_nobody_else(tmp_path, size, dark):
         assert [entry["message"] for entry in page.get_log("browser") if entry["level"] == "SEVERE"] == []
         background = page.execute_script("return getComputedStyle(document.body).backgroundColor")
         assert (background == "rgb(18, 18, 18)") is dark
+
+
+def test_a_deployment_is_followed_to_its_roll_back(tmp_path):
+    settings = write_run(tmp_path)
+    with dashboard(settings) as served, browser(LAPTOP) as page:
+        page.get(served.address + PAGES["Deployments"])
+        wait_for_text(page, "Nothing was deployed yet.")
+        page.execute_script("window.loadedOnce = true")
+        canary = {"wave": "canary", "asked_at": 1e9}
+        write(tmp_path, deployments=[(deployment("d-1", "canary"), [asked("d-1", "pi-1", state="checking", **canary)])])
+        wait_for_text(page, "d-1", "canary", "checking")
+        refused = asked(
+            "d-1", "pi-1", state="refused", health=(health("int8", 0.4),), reason="<i>too bad</i>", **canary
+        )
+        write(tmp_path, deployments=[(deployment("d-1", "rolling_back", reason="1 of 1 canaries refused"), [refused])])
+        wait_for_text(page, "rolling back", "refused", "40.0%", "<i>too bad</i>", "1 of 1 canaries refused")
+        write(tmp_path, deployments=[(deployment("d-1", "rolled_back", ended_at=1e9 + 109), [])])
+        wait_for_text(page, "rolled back", "9.00 s")
+        assert page.execute_script("return window.loadedOnce") is True
+
+
+def test_a_table_is_filtered_and_sorted_where_it_is_read(tmp_path):
+    settings = write_fleet(tmp_path, 30, 0)
+    with dashboard(settings) as served, browser(LAPTOP) as page:
+        page.get(served.address + PAGES["Fleet"])
+        wait_for_text(page, "board-0001", "board-0030")
+        page.find_element(By.CSS_SELECTOR, "input[type=search]").send_keys("jetson")
+        wait_for_text(page, "10 of 30")
+        first = "return document.querySelector('tbody td').innerText"
+        assert page.execute_script(first).startswith("board-0002")
+        for _ in range(2):
+            page.find_element(By.XPATH, "//th/button[text()='device']").click()
+        assert page.execute_script(first).startswith("board-0029")
+        tell = events.DeviceProgress(round=1, device="board-0029", state="failed", reason="no memory")
+        with EventLog(tmp_path / "federation" / RUN, events.ignore) as write_event:
+            write_event(tell)
+        wait_for_text(page, "failed 1", "training 29")
+        page.find_element(By.XPATH, "//button[starts-with(., 'failed')]").click()
+        wait_for_text(page, "1 of 30")
+        assert page.execute_script(first).startswith("board-0029")

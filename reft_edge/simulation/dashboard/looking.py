@@ -21,6 +21,7 @@ from selenium.webdriver.chrome.service import Service
 from reft_edge.errors import ResourceError
 
 SIZE = (1280, 900)
+NARROWEST_WINDOW = 500
 PATIENCE_S = 60.0
 LOOK_S = 0.02
 
@@ -146,18 +147,33 @@ class Browser:
 
 
 @contextmanager
-def browser() -> Iterator[Browser]:
-    """Raises `ResourceError` where no Chromium is installed."""
+def chromium(size: tuple[int, int] = SIZE, *, dark: bool = False) -> Iterator[webdriver.Chrome]:
+    """A headless one, which keeps what it asks for and what goes wrong in its logs.
+
+    Raises `ResourceError` where none is installed.
+    """
     program, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
     if program is None or driver is None:
-        raise ResourceError("chromium and chromedriver are not on the PATH; install them to measure the dashboard")
+        raise ResourceError("chromium and chromedriver are not on the PATH")
     options = webdriver.ChromeOptions()
     options.binary_location = program
-    # Without a sandbox of its own, because benchmarks may run as root; it only sees pages of ours.
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={SIZE[0]},{SIZE[1]}"):
+    # Without a sandbox of its own, because tests and benchmarks may run as root; it only sees pages of ours.
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={size[0]},{size[1]}"]
+    for flag in flags + (["--blink-settings=preferredColorScheme=0"] if dark else []):
         options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     opened = webdriver.Chrome(options=options, service=Service(driver))
     try:
-        yield Browser(opened)
+        if size[0] < NARROWEST_WINDOW:  # a window cannot be narrower; a phone's page is
+            screen = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": True}
+            opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        yield opened
     finally:
         opened.quit()
+
+
+@contextmanager
+def browser() -> Iterator[Browser]:
+    """Raises `ResourceError` where no Chromium is installed."""
+    with chromium() as opened:
+        yield Browser(opened)

@@ -30,13 +30,12 @@ def section(path: Path) -> str:
         f"`reft-edge dashboard` over a written run of {settings.devices} devices with {settings.closed_rounds} closed "
         "rounds and an open one, in a headless Chromium on the same machine. *Complete*: the last row, or the chart, "
         f"is in the page. Medians of {settings.loads} loads with an empty cache (*first visit*) and with what the "
-        "browser kept (*again*). Processor time is that of the dashboard's process as a share of one core, with the page open: "
-        f"*quiet* while nothing happens, *busy* while every device reports {settings.reports_per_s:g} times a second; "
-        "*browser* is the page's main thread meanwhile.\n"
+        "browser kept (*again*). Processor time is that of the dashboard's process as a share of one core, with the "
+        "page open: *quiet* while nothing happens, *busy* while every device reports "
+        f"{settings.reports_per_s:g} times a second; *browser* is the page's main thread meanwhile.\n"
     )
-    return "\n".join(
-        [f"## Dashboard with {settings.devices} devices\n", introduction, _table(runs), goals(_goals(runs))]
-    )
+    title = f"## Dashboard with {settings.devices} devices\n"
+    return "\n".join([title, introduction, _table(runs), goals(_goals(runs))])
 
 
 def percentile(values: Sequence[float], share: float) -> float:
