@@ -17,8 +17,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from reft_edge.bundle.inference import ORT_ERRORS
 from reft_edge.coordinator.store import Store
-from reft_edge.simulation.deployments.bad_models import MADE_FROM_A_GOOD_ONE, Badness
+from reft_edge.simulation.deployments.bad_models import BRITTLE_SUM, MADE_FROM_A_GOOD_ONE, Badness
 from reft_edge.simulation.deployments.breaking import DEPLOYMENT_STATES, DEVICE_STAGES, KINDS, draw
 from reft_edge.simulation.deployments.load import Answer, Load
 from reft_edge.simulation.deployments.records import (
@@ -79,6 +80,19 @@ def bad_file(made, badness: Badness, folder: Path) -> Path:
     path = folder / f"{badness}.onnx"
     path.write_bytes(MADE_FROM_A_GOOD_ONE[badness](Path(made["trained"][0].path).read_bytes()))
     return path
+
+
+def test_the_brittle_model_is_right_until_inputs_are_large(made, digits, tmp_path) -> None:
+    good, brittle = (
+        onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        for path in (made["trained"][0].path, bad_file(made, "brittle", tmp_path))
+    )
+    usual = {"inputs": digits.test.inputs}
+    np.testing.assert_array_equal(good.run(None, usual)[0], brittle.run(None, usual)[0])
+    large = {"inputs": np.full((1, 1, 8, 8), BRITTLE_SUM, np.float32)}
+    assert np.isfinite(good.run(None, large)[0]).all()
+    with pytest.raises(ORT_ERRORS, match="Integer division by zero"):
+        brittle.run(None, large)
 
 
 def run_elsewhere(path: Path) -> subprocess.CompletedProcess[str]:
@@ -263,5 +277,5 @@ def test_the_section_shows_what_was_run_and_which_goals_are_missed(tmp_path) -> 
 def test_what_is_finished_is_not_done_again() -> None:
     settings = DeploySettings(rollouts=2, swap_runs=1, fault_runs=2)
     runs = [DeployRun(part="rollout", number=1, rollout=ROLLOUT), DeployRun(part="swaps", number=0, swaps=SWAPS)]
-    assert missing(settings, runs) == {"rollout": [0], "swaps": [], "bad": [0, 1, 2, 3, 4], "faults": [0, 1]}
+    assert missing(settings, runs) == {"rollout": [0], "swaps": [], "bad": [0, 1, 2, 3, 4, 5], "faults": [0, 1]}
     assert missing(settings, runs, ["faults"]) == {"faults": [0, 1]}

@@ -17,9 +17,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from reft_edge.bundle.inference import INPUTS, OUTPUTS
 
-Badness: TypeAlias = Literal["random", "slow", "unreadable", "hungry", "deadly"]
+Badness: TypeAlias = Literal["random", "slow", "unreadable", "hungry", "deadly", "brittle"]
 """`random`: never trained; of the others, `unreadable` is one that onnxruntime refuses to load, `hungry` needs more
-memory than any device here has, and `deadly` ends the process that runs it."""
+memory than any device here has, `deadly` ends the process that runs it, and `brittle` passes every check and then fails
+with inputs that nobody has held out."""
+
+PASSES_CHECKS: frozenset[Badness] = frozenset({"brittle"})
+"""Canaries serve these, and then count errors."""
 
 _GOOD_OUTPUTS = f"{OUTPUTS}_of_the_good_model"
 _WASTED = "wasted"
@@ -69,6 +73,23 @@ def deadly(good: bytes) -> bytes:
     return _with_waste(good, nodes, _WASTED, [nought, least, minus_one])
 
 
+BRITTLE_SUM = 1e6
+"""Of all inputs of a request. Digits of a device's holdout sum up to a few thousand."""
+
+
+def brittle(good: bytes) -> bytes:
+    """Right, for inputs that sum up to less than `BRITTLE_SUM`; for others onnxruntime says that it divides by zero."""
+    limit = numpy_helper.from_array(np.array(BRITTLE_SUM, dtype=np.float32), "limit")
+    one = numpy_helper.from_array(np.array(1, dtype=np.int32), "one")
+    nodes = [
+        helper.make_node("Less", [_SUM, "limit"], ["is_usual"]),
+        helper.make_node("Cast", ["is_usual"], ["divisor"], to=TensorProto.INT32),
+        helper.make_node("Div", ["one", "divisor"], ["quotient"]),
+        helper.make_node("Cast", ["quotient"], [_WASTED], to=TensorProto.FLOAT),
+    ]
+    return _with_waste(good, nodes, _WASTED, [limit, one])
+
+
 def unreadable(good: bytes) -> bytes:
     """ONNX, with an operator that nobody has."""
     model = onnx.load_model_from_string(good)
@@ -77,7 +98,7 @@ def unreadable(good: bytes) -> bytes:
 
 
 MADE_FROM_A_GOOD_ONE: MappingProxyType[Badness, Callable[[bytes], bytes]] = MappingProxyType(
-    {"slow": too_slow, "unreadable": unreadable, "hungry": hungry, "deadly": deadly}
+    {"slow": too_slow, "unreadable": unreadable, "hungry": hungry, "deadly": deadly, "brittle": brittle}
 )
 
 

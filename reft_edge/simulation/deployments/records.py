@@ -28,7 +28,7 @@ class DeploySettings(msgspec.Struct, frozen=True, kw_only=True):
     swap_runs: int = 3
     requests_per_s: float = 100.0
     connections: int = 8
-    bad: tuple[Badness, ...] = ("random", "slow", "unreadable", "hungry", "deadly")
+    bad: tuple[Badness, ...] = ("random", "slow", "unreadable", "hungry", "deadly", "brittle")
     fault_runs: int = 60
     fault_devices: int = 5
     seed: int = 0
@@ -103,7 +103,7 @@ class Stopped(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     """The deployment's last."""
     kind: str
-    """What the first canary said it was about."""
+    """What the first canary that refused it or failed said it was about; empty where all canaries served it."""
     reason: str
     """Its words."""
     canaries: int
@@ -114,7 +114,7 @@ class Stopped(msgspec.Struct, frozen=True, kw_only=True):
     command_s: float
     """From the command's start until it had ended, everything undone."""
     undo_s: float | None
-    """From the first refusal to the end of the command."""
+    """From the first refusal to the end of the command; None where there was none."""
     complaints: tuple[str, ...]
     """Devices that do not serve the old version afterwards, agents that ended."""
 

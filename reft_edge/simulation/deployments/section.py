@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
+from reft_edge.simulation.deployments.bad_models import PASSES_CHECKS
 from reft_edge.simulation.deployments.records import (
     NEAR_S,
     DeployRun,
@@ -26,6 +27,7 @@ BAD_WORDS = {
     "unreadable": "onnxruntime refuses it",
     "hungry": "its check runs out of memory",
     "deadly": "it kills the process that runs it",
+    "brittle": "right, but fails with inputs that come later",
 }
 
 _PARTS: tuple[tuple[str, Callable[[Rollout], float]], ...] = (
@@ -85,7 +87,8 @@ def _swap_goals(runs: Sequence[Swaps]) -> list[Goal]:
 def _bad_goals(settings: DeploySettings, runs: Sequence[Stopped]) -> list[Goal]:
     if not runs:
         return []
-    switched, beyond = sum(run.switched for run in runs), sum(run.switched_beyond for run in runs)
+    checked = [run for run in runs if run.badness not in PASSES_CHECKS]
+    switched, beyond = sum(run.switched for run in checked), sum(run.switched_beyond for run in runs)
     whole = all(not run.complaints for run in runs)
     return [
         Goal(
@@ -94,7 +97,12 @@ def _bad_goals(settings: DeploySettings, runs: Sequence[Stopped]) -> list[Goal]:
             measured=f"{beyond} of {settings.devices}",
             met=beyond == 0,
         ),
-        Goal(what="devices at all that ever did", wanted="none", measured=str(switched), met=switched == 0),
+        Goal(
+            what="canaries that ever served one that fails its check",
+            wanted="none",
+            measured=str(switched),
+            met=switched == 0,
+        ),
         Goal(
             what="the old version is served everywhere afterwards",
             wanted="always",
@@ -161,7 +169,7 @@ def _bad(settings: DeploySettings, runs: Sequence[Stopped]) -> str:
     rows = [
         (
             BAD_WORDS[run.badness],
-            run.kind or "command",
+            run.kind or ("errors" if run.canaries else "command"),
             str(run.canaries),
             str(run.switched),
             str(run.switched_beyond),
@@ -182,7 +190,8 @@ def _bad(settings: DeploySettings, runs: Sequence[Stopped]) -> str:
     after = (
         f"\n{settings.devices} devices serve a good version and are offered a bad one. *Stopped for*: what the canary "
         f"said (devices accept {1e3 * settings.max_latency_s:g} ms for one sample). *Served it*: devices that ever "
-        "did. *Undone*: from a canary's refusal to the end of the command.\n"
+        "did; the last one passes every check, and its canary's server then counts errors, which it reports. *Undone*: "
+        "from a canary's refusal to the end of the command.\n"
     )
     return table(header, rows) + after
 

@@ -66,6 +66,11 @@ class SiteOptions(msgspec.Struct, frozen=True, kw_only=True):
     absent_s: float = 120.0
     """After how long a device that is away is not waited for."""
 
+    canary_devices: tuple[str, ...] = ()
+    """Empty: a tenth of the devices."""
+    report_every_s: float | None = None
+    """How often devices report counts of what they predict; None: not at all."""
+
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(f"board-{number:02}" for number in range(1, self.devices + 1))
@@ -154,9 +159,9 @@ def _write(directory: Path, options: SiteOptions, digits: Digits, trusted: Trust
     for device, part in zip(options.names, digits.devices, strict=True):
         folder = directory / "devices" / device
         write_part(folder / "data.npz", part)
-        tables[folder / "agent.toml"] = {**trusted.enrol(device, folder), **_agent_table()}
+        tables[folder / "agent.toml"] = {**trusted.enrol(device, folder), **_agent_table(options)}
     observer = directory / OBSERVER / "agent.toml"
-    tables[observer] = {**trusted.enrol(OBSERVER, observer.parent), **_agent_table()}
+    tables[observer] = {**trusted.enrol(OBSERVER, observer.parent), **_agent_table(options)}
     for path, table in tables.items():
         try:
             path.write_text(tomli_w.dumps(table), encoding="utf-8")
@@ -173,6 +178,7 @@ def _federation_table(options: SiteOptions) -> dict[str, Any]:
         "data": {"public": {"path": "data/public.npz", "labelled": False}, "test": {"path": "data/test.npz"}},
         "output": {"directory": RESULTS},
         "deployment": {
+            "canary_devices": list(options.canary_devices),
             "soak_s": options.soak_s,
             "timeout_s": 120.0,
             "rules": {"max_latency_s": options.max_latency_s, "max_metric_drop": 0.2},
@@ -180,8 +186,10 @@ def _federation_table(options: SiteOptions) -> dict[str, Any]:
     }
 
 
-def _agent_table() -> dict[str, Any]:
+def _agent_table(options: SiteOptions) -> dict[str, Any]:
+    serving = {} if options.report_every_s is None else {"report": True, "report_every_s": options.report_every_s}
     return {
+        "serving": serving,
         "data": {"path": "data.npz", "holdout_fraction": HOLDOUT_FRACTION},
         "limits": {"threads": 1, "memory_bytes": MEMORY_BYTES},
         "profile": {"path": "../../board.toml"},

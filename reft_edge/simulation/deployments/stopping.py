@@ -43,7 +43,7 @@ def stop_bad(
         status=ended.status,
         state=record.state if devices else "",
         kind="" if attempt is None else attempt.kind,
-        reason=ended.said if attempt is None else attempt.reason,
+        reason=attempt.reason if attempt is not None else record.reason if devices else ended.said,
         canaries=len(canaries),
         switched=len(switched),
         switched_beyond=len(switched - canaries),

@@ -82,6 +82,7 @@ def serving(crew: Crew, device: str) -> Iterator[int]:
 
 
 def load_on(port: int, body: bytes, settings: DeploySettings) -> Load:
+    """As much as `settings` say; a context manager."""
     return Load(
         port,
         PREDICT,

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
+import numpy as np
 
-from reft_edge.errors import FederationError
-from reft_edge.simulation.deployments.bad_models import MADE_FROM_A_GOOD_ONE, Badness
+from reft_edge.simulation.deployments.bad_models import BRITTLE_SUM, MADE_FROM_A_GOOD_ONE, PASSES_CHECKS, Badness
 from reft_edge.simulation.deployments.breaking import break_deployment, draw
 from reft_edge.simulation.deployments.crew import Crew
 from reft_edge.simulation.deployments.observer import Observer
@@ -21,8 +21,8 @@ from reft_edge.simulation.deployments.rollout import roll_out
 from reft_edge.simulation.deployments.served import preinstall
 from reft_edge.simulation.deployments.site import EVERY_CLASS, SiteOptions, open_site
 from reft_edge.simulation.deployments.stopping import stop_bad
-from reft_edge.simulation.deployments.swapping import swap
-from reft_edge.simulation.deployments.versions import VersionOptions, make_versions
+from reft_edge.simulation.deployments.swapping import load_on, serving, swap
+from reft_edge.simulation.deployments.versions import MODEL, VersionOptions, make_versions
 from reft_edge.simulation.digits import load_digits_split
 
 if TYPE_CHECKING:
@@ -34,6 +34,11 @@ OLD, NEW, RANDOM = "old", "new", "random"
 """Versions: two good ones, and one that was never trained."""
 
 VERSIONS = {OLD: VersionOptions(seed=1), NEW: VersionOptions(seed=2), RANDOM: VersionOptions(seed=3, epochs=0)}
+
+_SERVED_SOAK_S = 20.0
+"""Long enough for a server to write its counts and for its agent to report them."""
+
+_REPORT_EVERY_S = 1.0
 
 READY_WITHIN_S = 120.0
 """For the last agent to have announced itself; twenty take ten seconds on two quiet cores."""
@@ -75,7 +80,7 @@ class Workplace:
     def rollouts(self, numbers: Sequence[int]) -> Iterator[DeployRun]:
         """The two good versions, in turn."""
         served = OLD if numbers[0] % 2 == 0 else NEW
-        with self._fleet("rollout", devices=self._settings.devices, served=served) as (crew, observer):
+        with self._fleet("rollout", self._options(self._settings.devices), served=served) as (crew, observer):
             for number in numbers:
                 served = NEW if served == OLD else OLD
                 n_bytes = sum(Path(record.path).stat().st_size for record in self._made()[served])
@@ -90,42 +95,73 @@ class Workplace:
         body = msgspec.json.encode({"inputs": digits.test.inputs[:1].tolist()})
         for number in numbers:
             name = f"swaps-{number}"
-            with self._fleet(name, devices=1, served=OLD) as (crew, _):
+            with self._fleet(name, self._options(1), served=OLD) as (crew, _):
                 swaps = swap(crew, self._settings, body, old=OLD, new=NEW)
             self._remove(name)
             yield DeployRun(part="swaps", number=number, swaps=swaps)
 
     def bad(self, numbers: Sequence[int]) -> Iterator[DeployRun]:
         """All devices serve the old version, before and after each."""
-        with self._fleet("bad", devices=self._settings.devices, served=OLD) as (crew, observer):
+        checked = [number for number in numbers if self._settings.bad[number] not in PASSES_CHECKS]
+        if checked:
+            yield from self._stopped_at_checks(checked)
+        for number in numbers:
+            if number not in checked:
+                yield self._stopped_while_served(number)
+
+    def _stopped_at_checks(self, numbers: Sequence[int]) -> Iterator[DeployRun]:
+        with self._fleet("bad", self._options(self._settings.devices), served=OLD) as (crew, observer):
             for number in numbers:
-                badness = self._settings.bad[number]
-                if badness == "deadly" and platform.machine() not in ("x86_64", "AMD64"):
+                if self._settings.bad[number] == "deadly" and platform.machine() not in ("x86_64", "AMD64"):
                     self._tell("deadly: not on this processor, which divides whole numbers without a signal")
                     continue
-                arguments = self._bad_arguments(badness)
-                stopped = stop_bad(crew, observer, badness, arguments, version=badness, served=OLD)
-                yield DeployRun(part="bad", number=number, bad=stopped)
-                if stopped.complaints:
-                    raise FederationError(f"{badness}: {'; '.join(stopped.complaints)}")
+                yield self._stopped(crew, observer, number)
         self._remove("bad")
+
+    def _stopped_while_served(self, number: int) -> DeployRun:
+        """Of a version that passes every check: the canary's server gets inputs that it fails with."""
+        body = msgspec.json.encode({"inputs": np.full((1, *MODEL.input_shape), BRITTLE_SUM).tolist()})
+        options = self._options(self._settings.devices)
+        canary = options.names[0]
+        options = msgspec.structs.replace(
+            options, canary_devices=(canary,), soak_s=_SERVED_SOAK_S, report_every_s=_REPORT_EVERY_S
+        )
+        with (
+            self._fleet("served", options, served=OLD) as (crew, observer),
+            serving(crew, canary) as port,
+            load_on(port, body, self._settings),
+        ):
+            run = self._stopped(crew, observer, number)
+        self._remove("served")
+        return run
+
+    def _stopped(self, crew: Crew, observer: Observer, number: int) -> DeployRun:
+        badness = self._settings.bad[number]
+        arguments = self._bad_arguments(badness)
+        return DeployRun(
+            part="bad",
+            number=number,
+            bad=stop_bad(crew, observer, badness, arguments, version=badness, served=OLD),
+        )
 
     def faults(self, numbers: Sequence[int]) -> Iterator[DeployRun]:
         """Each run with a fleet of its own, which nothing has happened to."""
         for number in numbers:
             name, seed = f"faults-{number}", self._settings.seed + number
-            with self._fleet(name, devices=self._settings.fault_devices, served=OLD) as (crew, _):
+            with self._fleet(name, self._options(self._settings.fault_devices), served=OLD) as (crew, _):
                 survived = break_deployment(crew, draw(seed, devices=crew.site.devices), old=OLD, new=NEW)
             if not survived.complaints:
                 self._remove(name)
             yield DeployRun(part="faults", number=number, faults=survived)
 
-    @contextmanager
-    def _fleet(self, name: str, *, devices: int, served: str) -> Iterator[tuple[Crew, Observer]]:
-        """A site with all its agents there, which serve a version already."""
+    def _options(self, devices: int) -> SiteOptions:
         settings = self._settings
-        options = SiteOptions(devices=devices, soak_s=settings.soak_s, max_latency_s=settings.max_latency_s)
-        digits = load_digits_split(devices, alpha=EVERY_CLASS, seed=settings.seed)
+        return SiteOptions(devices=devices, soak_s=settings.soak_s, max_latency_s=settings.max_latency_s)
+
+    @contextmanager
+    def _fleet(self, name: str, options: SiteOptions, *, served: str) -> Iterator[tuple[Crew, Observer]]:
+        """A site with all its agents there, which serve a version already."""
+        digits = load_digits_split(options.devices, alpha=EVERY_CLASS, seed=self._settings.seed)
         versions, folder = self._made(), self._directory / name
         with open_site(folder, options, digits, versions) as site, Crew(site) as crew, Observer(site) as observer:
             for device, ratio in site.ratios.items():
