@@ -109,16 +109,21 @@ def read_picture(path: Path, shape: Sequence[int] | None) -> Array:
 
 
 def decode_picture(
-    source: Path | BinaryIO, shape: Sequence[int] | None, *, called: str, max_pixels: int | None = None
+    source: Path | BinaryIO,
+    shape: Sequence[int] | None,
+    *,
+    called: str,
+    formats: tuple[str, ...] = _FORMATS,
+    max_pixels: int | None = None,
 ) -> Array:
     """`read_picture` of a file that is open, or lies in memory; `called` names it in errors.
 
-    More than `max_pixels` are refused before they are decoded.
+    Other `formats`, and more than `max_pixels`, are refused before anything is decoded.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(source, formats=_FORMATS) as image:
+        with Image.open(source, formats=formats) as image:
             if max_pixels is not None and image.width * image.height > max_pixels:
                 raise DataError(f"{called}: the picture has {image.width} x {image.height} pixels; scale it down")
             if shape is not None:

@@ -34,6 +34,10 @@ SHARES: Mapping[str, float] = {
     "revocations": 1.0,
     "private_key": 1.0,
     "enrolment": 1.0,
+    "body_npy": 1.0,
+    "body_picture": 0.5,
+    "body_json": 1.0,
+    "prediction_counts": 0.2,
     "collecting": 0.1,
     "planning": 1.0,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.fuzzing import coordinator_targets, file_targets, wire_targets
+from tests.fuzzing import coordinator_targets, file_targets, serving_targets, wire_targets
 from tests.fuzzing.harness import Target
 
 
@@ -14,6 +14,7 @@ def all_targets(directory: Path, stack: ExitStack) -> dict[str, Target]:
     made = [
         *wire_targets.targets(directory),
         *file_targets.targets(directory),
+        *serving_targets.targets(directory),
         *coordinator_targets.targets(directory, stack),
     ]
     return {target.name: target for target in made}

@@ -119,7 +119,7 @@ def test_an_array_is_answered_sample_by_sample(birds):
     assert one["confidence"] == pytest.approx(1 / (1 + np.exp(-1)))
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM"])
 def test_a_picture_of_any_size_and_kind_is_one_sample(birds, kind):
     assert birds.post(picture(kind))[1]["predictions"][0]["label"] == "robin"
 
@@ -217,6 +217,7 @@ BAD = {
     "no picture": (b"GIF89a but no more", 400, "the body: the picture cannot be read"),
     "half a picture": (picture("JPEG", size=(90, 90))[:200], 400, "the picture cannot be read"),
     "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", 400, "not a picture"),
+    "TIFF": (picture("TIFF"), 400, "not a picture"),
     "a large picture": (picture("PNG", "1", (5001, 5000)), 400, "has 5001 x 5000 pixels"),
     "JSON without inputs": (b'{"x": 1}', 400, 'the body is not {"inputs": [...]}'),
     "half JSON": (b'{"inputs": [[1, 2', 400, 'the body is not {"inputs": [...]}'),
@@ -235,6 +236,7 @@ BAD = {
     "npy without an end": (b"\x93NUMPY\x01\x00\xff\xff{'descr': '<f4', 'fortran_order': False, 'shape': (1,)", 400, ""),
     "npy of a version to come": (npy(SAMPLE).replace(b"Y\x01", b"Y\x09", 1), 400, "a version that is not known"),
     "npy of eight bytes": (b"\x93NUMPY\x01\x00", 400, "a version that is not known"),
+    "npy of a shape that is none": (npy_of(HEADER.replace(b"(1, ", b"(1  "), b"\0" * 64), 400, "not of an array of"),
     "npy that is code": (npy_of(b"{'descr': __import__('os').abort(), 'shape': (1,)}"), 400, "not of an array of"),
 }  # fmt: skip
 
