@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import reft_edge
+from reft_edge.agent import Predictor
 from reft_edge.compile import SGD, compile_bundle
 from reft_edge.coordinator.evaluation import evaluate
 from reft_edge.coordinator.export import export_model
@@ -92,6 +93,18 @@ def test_a_file_says_what_it_is_and_how_to_feed_it(trained, tmp_path):
         accuracy = float((outputs.argmax(axis=1) == digits.test.targets).mean())
         assert float(entries["test_accuracy"]) == pytest.approx(accuracy, abs=1e-5)
     assert onnx.load(made.float32.path).producer_version == reft_edge.__version__
+
+
+def test_a_device_understands_both_files_and_scores_what_they_claim(trained, tmp_path):
+    _, bundle, digits = trained
+    test = Dataset(inputs=(digits.test.inputs * 255).astype(np.uint8), targets=digits.test.targets)
+    classes = tuple("zero one two three four five six seven eight nine".split())  # noqa: SIM905
+    made = export(bundle, tmp_path, calibration=digits.public.inputs, test=test, origin=Origin(classes=classes))
+    for file in (made.float32, made.int8):
+        found = Predictor(file.path).predict(test.inputs)
+        assert found.probabilities.sum(axis=1) == pytest.approx(1, abs=1e-5)
+        assert np.mean(found.indices == test.targets) == pytest.approx(file.metrics.accuracy, abs=1e-9)
+        assert found.labels[0] == classes[found.indices[0]]
 
 
 def test_a_file_claims_nothing_that_is_not_known(trained, tmp_path):

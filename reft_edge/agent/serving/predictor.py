@@ -101,14 +101,10 @@ class Predictor:
 
     def served(self) -> ServedModel:
         """What predicts now. Raises `NothingServedError`."""
+        if self._served is None and self._place.slots is not None:
+            self._follow(self._place.slots)  # the first model is waited for: there is none to go on with
         self.refresh()
         served = self._served
-        if served is None and self._place.slots is not None:
-            with self._loading:  # the first model: there is none to go on with
-                served = self._served
-            if served is None:
-                self._follow(self._place.slots)
-                served = self._served
         if served is None:
             raise NothingServedError(self._told or f"{self._place.path} serves no model yet; {_ADVICE}")
         return served
@@ -154,7 +150,8 @@ class Predictor:
         """Serve what the slots name; otherwise why not, and what is here goes on, or else what was served before."""
         chosen = slots.current()
         if chosen is None:
-            self._served = None
+            if slots.stamp() is not None:  # else the spool is out of reach, and nobody has undone anything
+                self._served = None
             return None
         if _is_same(chosen, self._served):
             return None

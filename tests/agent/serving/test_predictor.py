@@ -217,6 +217,16 @@ def test_undoing_returns_to_the_version_before_and_then_to_nothing(spool):
         until(lambda: version_of(predictor) != "v1")
 
 
+def test_a_spool_that_is_out_of_reach_takes_no_model_away(spool):
+    serve(spool, "v1", numbered(1))
+    predictor = Predictor(spool)
+    (spool / "serving").rename(spool / "elsewhere")
+    assert {version_of(predictor) for _ in range(20)} == {"v1"}
+    (spool / "elsewhere").rename(spool / "serving")
+    serve(spool, "v2", numbered(2))
+    until(lambda: version_of(predictor) == "v2")
+
+
 def test_a_switch_that_is_overtaken_while_it_loads_leaves_the_newest(spool):
     predictor = Predictor(spool)
     for number in range(1, 16):
