@@ -104,7 +104,8 @@ class Slots:
 
     def current(self) -> InstalledModel | None:
         """What is served: the model that was switched to last, or what was served before where that one is damaged."""
-        return self._chosen() or self.previous()
+        choice = self._choice()  # once: it may change at any moment
+        return self._read(choice.slot) or (self._read(_other(choice.slot)) if choice.previous else None)
 
     def previous(self) -> InstalledModel | None:
         """What a roll-back returns to; None: to serving nothing."""
@@ -114,7 +115,10 @@ class Slots:
     def installed(self) -> InstalledModel | None:
         """What waits to be switched to."""
         choice = self._choice()
-        return None if choice.previous else self._read(_other(choice.slot))
+        if choice.previous:
+            return None
+        names = _NAMES if choice.slot is None else (_other(choice.slot),)
+        return next((model for name in names if (model := self._read(name)) is not None), None)
 
     def stamp(self) -> object:
         """Changes whenever `current` may have, and costs one `stat`. To be compared, and nothing else."""
@@ -130,7 +134,7 @@ class Slots:
         Until it is, a roll-back would return to nothing. A file is moved, and so must lie on the same file system; it
         is removed when it is not what `slot` says. Raises `BundleError` then, and `ResourceError` from the disk.
         """
-        if self._chosen() is None and self.previous() is not None:
+        if self._read(self._choice().slot) is None and self.previous() is not None:
             self.roll_back()  # the current slot is damaged, and so the other one serves
         folder = self.root / _other(self._choice().slot)
         with _storage_errors(folder):
@@ -140,9 +144,10 @@ class Slots:
             self._choose(_Choice(slot=self._choice().slot))
         with _storage_errors(folder):
             # First of all: a description must never stand beside another's model.
-            (folder / _DESCRIPTION).unlink(missing_ok=True)
-            (folder / MODEL).unlink(missing_ok=True)
+            self._clear(folder)
             sync_directory(folder)
+            if self._choice().slot is None:
+                self._clear(self.root / "b")  # where nothing serves, what is here is what was installed last
             arrived = source if isinstance(source, Path) else _write(folder / "arrived.tmp", source)
             whole = arrived.stat().st_size == slot.size_bytes and InstalledModel(slot=slot, path=arrived).verified()
             if not whole:
@@ -158,7 +163,8 @@ class Slots:
         arrived = self.installed()
         if arrived is None:
             raise LocalProtocolError(f"{self.root}: nothing is installed that could be switched to")
-        self._choose(_Choice(slot=_other(self._choice().slot), previous=self._chosen() is not None))
+        name = next(name for name in _NAMES if self.root / name == arrived.path.parent)
+        self._choose(_Choice(slot=name, previous=self._read(self._choice().slot) is not None))
         logger.info("serving %s (%s, %s)", arrived.slot.version, arrived.slot.model, arrived.slot.precision)
 
     def roll_back(self) -> None:
@@ -170,10 +176,8 @@ class Slots:
         if undone is None:
             return
         self._choose(_Choice(slot=None if before is None else _other(undone)))
-        folder = self.root / undone
-        with _storage_errors(folder):
-            (folder / _DESCRIPTION).unlink(missing_ok=True)
-            (folder / MODEL).unlink(missing_ok=True)
+        with _storage_errors(self.root / undone):
+            self._clear(self.root / undone)
         logger.info("serving %s again", "nothing" if before is None else before.slot.version)
 
     def repair(self) -> str | None:
@@ -184,7 +188,7 @@ class Slots:
         choice = self._choice()
         if choice.slot is None:
             return None
-        current = self._chosen()
+        current = self._read(choice.slot)
         if current is not None and current.verified():
             return None
         before = self.previous()
@@ -197,10 +201,9 @@ class Slots:
             f"serving {'nothing' if before is None else before.slot.version}"
         )
 
-    def _chosen(self) -> InstalledModel | None:
-        """What current.json names, if its file is there and has its size."""
-        choice = self._choice()
-        return None if choice.slot is None else self._read(choice.slot)
+    def _clear(self, folder: Path) -> None:
+        (folder / _DESCRIPTION).unlink(missing_ok=True)
+        (folder / MODEL).unlink(missing_ok=True)
 
     def _choice(self) -> _Choice:
         """current.json. Where that cannot be read, the slot that was described last: both have passed their check."""
@@ -220,7 +223,10 @@ class Slots:
     def _choose(self, choice: _Choice) -> None:
         write_atomically(self.root / _CHOICE, msgspec.json.encode(choice))
 
-    def _read(self, name: _SlotName) -> InstalledModel | None:
+    def _read(self, name: _SlotName | None) -> InstalledModel | None:
+        """What lies in a slot, if its file is there and has its size."""
+        if name is None:
+            return None
         folder = self.root / name
         slot = _load(folder / _DESCRIPTION, Slot)
         if slot is None:

@@ -6,6 +6,7 @@ is checked passes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,6 +102,12 @@ def name_of(model: InstalledModel | None) -> str | None:
         return None
     assert model.verified()
     return model.slot.deployment
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a sync is good for is simulated (`failing_disk`), and a busy disk takes its time for each."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture

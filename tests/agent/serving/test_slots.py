@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import tempfile
 from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from reft_edge.agent.serving.slots import InstalledModel, Slot, Slots
 from reft_edge.errors import BundleError, LocalProtocolError, ResourceError
@@ -44,6 +48,12 @@ def name_of(model: InstalledModel | None) -> str | None:
     name = model.slot.version.removeprefix("version-")
     assert model.path.read_bytes() == content(name)
     return name
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a sync is good for is simulated (`failing_disk`), and a busy disk takes its time for each."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture
@@ -101,6 +111,17 @@ def test_the_stamp_changes_with_every_switch(slots: Slots) -> None:
     third = slots.stamp()
     assert len({first, second, third}) == 3
     assert slots.stamp() == third
+
+
+def test_what_was_installed_can_be_switched_to_also_when_what_serves_was_undone_meanwhile(slots: Slots) -> None:
+    for name in ("one", "two"):
+        serve(slots, name)
+        slots.install(slot("next"), content("next"))
+        slots.roll_back()
+        assert (slots.current(), name_of(slots.installed())) == (None, "next")
+        slots.switch()
+        assert (name_of(slots.current()), slots.previous()) == ("next", None)
+        slots.roll_back()
 
 
 def test_the_same_model_may_come_again_at_any_time(slots: Slots) -> None:
@@ -196,6 +217,48 @@ def test_where_the_choice_is_unreadable_a_whole_slot_is_served(slots: Slots) -> 
     assert name_of(slots.current()) == "one"
     serve(slots, "two")
     assert (name_of(slots.current()), name_of(slots.previous())) == ("two", "one")
+
+
+STEPS = st.sampled_from(
+    [*2 * ("install", "switch"), "roll back", "repair", "spoil current", "cut current", "spoil choice"]
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(STEPS, max_size=25))
+def test_after_any_steps_a_repaired_slot_serves_what_was_switched_to(steps: list[str]) -> None:
+    """`served` is what should serve, the latest last; a spoiled one is given up when it is noticed."""
+    with tempfile.TemporaryDirectory() as folder:
+        slots, served, installed, number = Slots(Path(folder) / "serving"), [], "", 0
+        for step in steps:
+            current = slots.current()
+            match step:
+                case "install":
+                    number += 1
+                    installed = str(number)
+                    slots.install(slot(installed), content(installed))
+                    served = served[-1:]
+                case "switch" if installed:
+                    slots.switch()
+                    served, installed = [*served, installed][-2:], ""
+                case "roll back":
+                    slots.roll_back()
+                    served = served[:-1]
+                case "repair":
+                    assert slots.repair() is None
+                case "spoil current" if current is not None:
+                    current.path.write_bytes(bytes(current.slot.size_bytes))
+                    assert slots.repair() is not None
+                    served = served[:-1]
+                case "cut current" if current is not None:
+                    current.path.write_bytes(b"")
+                    served = served[:-1]
+                    assert name_of(slots.current()) == (served[-1] if served else None)
+                    slots.repair()
+                case "spoil choice" if current is not None and not installed and len(served) == 1:
+                    (slots.root / "current.json").write_bytes(b"{")
+            assert name_of(slots.current()) == (served[-1] if served else None)
+            assert name_of(slots.previous()) == (served[-2] if len(served) > 1 else None)
 
 
 @pytest.mark.parametrize("before", [(), ("one",), ("one", "two"), ("one", "two", "three")])
