@@ -4,7 +4,6 @@
 // HTML. On a phone, `style.css` makes cards
 // of the rows. Ages and countdowns are worded here, so that the passing of time costs no message.
 
-const SHOWN_AT_FIRST = 300;
 const CLOCK_MS = 2000;
 const SCALES = { K: 1e3, k: 1e3, M: 1e6, G: 1e9, T: 1e12 };
 
@@ -74,7 +73,7 @@ const Row = {
 
 export default {
   components: { Row },
-  props: { title: String, columns: Array, rows: Array, lanes: Boolean, nothing: String, clock: Number },
+  props: { title: String, columns: Array, rows: Array, lanes: Boolean, nothing: String, clock: Number, atFirst: Number },
   template: `
     <section class="live-table">
       <div class="table-head">
@@ -111,7 +110,7 @@ export default {
       only: "",
       by: null,
       down: false,
-      limit: SHOWN_AT_FIRST,
+      limit: this.atFirst,
       skew: this.clock - Date.now() / 1000, // the reader's clock may be wrong
       now: this.clock,
     };

@@ -10,6 +10,9 @@ from nicegui.element import Element
 
 from reft_edge.dashboard.rows import Column, Row, Value
 
+ROWS_AT_FIRST = 300
+"""Of a longer table the rest is shown on request."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
@@ -59,6 +62,7 @@ class LiveTable(Element, component="live_table.js"):
         self._props["rows"] = []
         self._props["nothing"] = nothing
         self._props["lanes"] = lanes
+        self._props["atFirst"] = ROWS_AT_FIRST
         self._props["clock"] = time.time()
 
     def show(self, rows: list[Row]) -> None:

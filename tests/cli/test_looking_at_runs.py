@@ -16,6 +16,7 @@ from reft_edge.coordinator import events
 from reft_edge.coordinator.database import is_at_work
 from reft_edge.coordinator.event_log import EventLog, follow_log
 from reft_edge.coordinator.store import Store
+from tests.written_deployment import write_rollout
 from tests.written_run import FINISHED, RUN, SETTINGS, told, write_run
 
 
@@ -78,6 +79,32 @@ def test_the_table_of_devices_fits_a_terminal(federation, capsys, monkeypatch):
     assert "merged, 81 °C" in text
     assert "1 of 1" in text
     assert "…" not in text
+
+
+def test_what_is_served_and_who_predicts_unlike_the_rest_is_told(federation, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "deployment" not in answer(capsys, "status", federation)
+    assert "serves" not in answer(capsys, "devices", federation)
+    write_rollout(federation.parent)
+    text = answer(capsys, "status", federation)
+    assert f"deployment d-2 of {RUN}: rolling out, 1 away, 1 checking, 1 refused, 1 serving, 1 waiting" in text
+    assert f"served now: {RUN} by 6" in text
+    departs = "pi-1 departs from the others: predicts class 0 in 94% of cases, the others in 36%"
+    assert departs in text
+    assert departs in answer(capsys, "devices", federation)
+    found = json.loads(answer(capsys, "status", federation, "--json"))
+    assert (found["deployment"]["state"], found["deployment"]["devices"]["serving"]) == ("rolling_out", 1)
+    first, *_ = json.loads(answer(capsys, "devices", federation, "--json"))
+    assert (first["serving"]["version"], first["serving"]["precision"], len(first["departs"])) == (RUN, "int8", 1)
+
+
+def test_devices_of_a_federation_that_only_deploys_are_told(tmp_path, capsys):
+    path = tmp_path / "federation.toml"
+    path.write_text(SETTINGS)
+    Store(tmp_path / "federation").close()
+    write_rollout(tmp_path)
+    assert "federation birds: nothing was trained yet" in answer(capsys, "status", path)
+    assert len(json.loads(answer(capsys, "devices", path, "--json"))) == 6
 
 
 def test_rounds_tell_accuracy_and_bytes(federation, capsys):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from reft_edge.coordinator import events
 from reft_edge.coordinator.event_log import EventLog
+from reft_edge.dashboard.live_table import ROWS_AT_FIRST
 from reft_edge.simulation.dashboard.fleet import RUN, names, progress, write_fleet
 from reft_edge.simulation.dashboard.looking import Browser, RunningDashboard, browser, dashboard
 from reft_edge.simulation.dashboard.records import DashboardRun, DashboardSettings, PageLoad
@@ -94,7 +95,8 @@ class _Trial:
         )
 
     def _load(self, *, cold: bool) -> PageLoad:
-        wait_for = "chart" if self._page == "curves" else self._devices[-1]
+        last = self._devices[min(len(self._devices), ROWS_AT_FIRST) - 1]
+        wait_for = "chart" if self._page == "curves" else last
         address = self._served.address + PAGES[self._page]
         paint, complete, transferred, requests = self._looking.load(address, wait_for=wait_for, cold=cold)
         return PageLoad(first_paint_ms=paint, complete_ms=complete, transferred_bytes=transferred, requests=requests)
