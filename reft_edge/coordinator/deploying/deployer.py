@@ -7,7 +7,6 @@ is interrupted by a person stays as it is; what was said stays said.
 
 from __future__ import annotations
 
-import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -18,23 +17,17 @@ import msgspec
 
 from reft_edge.coordinator.deploying import rollout
 from reft_edge.coordinator.deploying.rollout import Phase, Rollout, RolloutRules
-from reft_edge.coordinator.deploying.standing import forget_cleared, message_for, offer
+from reft_edge.coordinator.deploying.standing import message_for, offer
 from reft_edge.coordinator.network_events import Disowned, FromDevice, LinkUp
 from reft_edge.coordinator.records import DeployedDevice, DeploymentRecord
 from reft_edge.wire.deployment import Condition
 
 if TYPE_CHECKING:
-    from reft_edge.bundle.manifest import BlobRef
     from reft_edge.coordinator.deploying.site import Site
     from reft_edge.coordinator.settings import FederationSettings
 
 MAX_WAIT_S = 1.0
 """How long at most to wait for a message before the clock is looked at again."""
-
-FAREWELL_S = 5.0
-"""For the broker to acknowledge what was said last."""
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +87,6 @@ class Deployer:
         except KeyboardInterrupt:
             self._interrupted()
             raise
-        self._end()
         return self._progress(())
 
     def _step(self) -> None:
@@ -166,25 +158,17 @@ class Deployer:
             self._site.network.send_deployment(part.device, message_for(record, part, sequence=sequence))
             self._said[part.device] = said
 
-    def _offer(self) -> list[BlobRef]:
-        """Let the devices have what they want now; returns what lies at the broker."""
+    def _offer(self) -> None:
+        """Let the devices have what they want now."""
         site = self._site
         every = site.store.deployed_devices(self._record.deployment)  # `of_some`: the others may still come for it
-        return offer(self._record, every, store=site.store, network=site.network, blobs=site.blobs)
+        offer(self._record, every, store=site.store, network=site.network, blobs=site.blobs)
 
     def _interrupted(self) -> None:
         if self._state.phase in (Phase.CANARY, Phase.SOAKING, Phase.ROLLING_OUT):
             reason = "a person interrupted it"
             self._record = msgspec.structs.replace(self._record, state="interrupted", reason=reason)
             self._site.store.save_deployment(self._record)
-
-    def _end(self) -> None:
-        """Leave at the broker only what devices may still come for."""
-        kept = self._offer()
-        if self._site.network.wait_until_said(FAREWELL_S):
-            forget_cleared(kept, store=self._site.store)
-        else:
-            _log.warning("the broker is away; what it holds for this deployment is cleared next time")
 
     def _progress(self, changed: Sequence[DeployedDevice]) -> Progress:
         devices = [part for _, part in sorted(self._state.parts.items())]

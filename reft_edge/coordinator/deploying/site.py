@@ -39,6 +39,12 @@ BLOBS = "blobs"
 QUIET_S = 0.3
 """What devices have retained at the broker comes in one go: when nothing came for so long, that was all."""
 
+MAX_SETTLE_S = 60.0
+"""Somebody who never falls silent is not listened to for longer before anything is done."""
+
+FAREWELL_S = 5.0
+"""For the broker to acknowledge what was said last."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -81,11 +87,12 @@ class Site:
     def settle(self) -> None:
         """Hear who is there: until it is quiet, and where nobody is there for as long as devices are waited for.
 
-        Raises `BrokerError` of a network that has broken.
+        Raises what broke the network.
         """
-        end = time.monotonic() + self.settings.settle_s
-        while self.listen(QUIET_S) is not None or not self.fleet.ready():
-            if time.monotonic() >= end:
+        begun = time.monotonic()
+        while (waited_s := time.monotonic() - begun) < MAX_SETTLE_S:
+            quiet = self.listen(QUIET_S) is None
+            if quiet and (self.fleet.ready() or waited_s >= self.settings.settle_s):
                 return
 
     def present(self) -> set[str]:
@@ -137,6 +144,7 @@ def open_site(
         standing.offer()
         network.start(wait_s=CONNECT_TIMEOUT_S)
         stack.callback(network.stop)
+        stack.callback(standing.conclude, FAREWELL_S)
         yield Site(
             settings=settings,
             store=store,

@@ -62,26 +62,35 @@ def kept_blobs(store: Store, federation: str) -> set[str]:
 
 
 def offer(
-    record: DeploymentRecord, parts: Iterable[DeployedDevice], *, store: Store, network: Network, blobs: BlobStore
-) -> list[BlobRef]:
+    record: DeploymentRecord, parts: Sequence[DeployedDevice], *, store: Store, network: Network, blobs: BlobStore
+) -> None:
     """Let devices fetch what they were offered; of what they may still want, what is small enough lies at the broker.
 
-    What lay there before and is not wanted any more is cleared. `parts`: of all devices. Returns what lies there.
+    What lay there before and is not wanted any more is cleared. `parts`: of all devices.
     """
     if lost := [sha256 for sha256 in needed_blobs(record) if not blobs.has(sha256)]:
         _log.warning("version %s: %d of its files are lost; deploy it again", record.version, len(lost))
+    for part in parts:
+        network.serve_models(part.device, [ref.sha256 for ref in _given(record, part)])
+    _lay_at_broker(_wanted_at_broker(record, parts, blobs), store=store, network=network)
+
+
+def _given(record: DeploymentRecord, part: DeployedDevice) -> list[BlobRef]:
+    """What a device was offered."""
+    if part.asked_at is None or part.undone:
+        return []
+    return [file.blob for file in record.model(part.model).files]
+
+
+def _wanted_at_broker(record: DeploymentRecord, parts: Iterable[DeployedDevice], blobs: BlobStore) -> list[BlobRef]:
     wanted: dict[str, BlobRef] = {}
     for part in parts:
-        given = part.asked_at is not None and not part.undone
-        refs = [file.blob for file in record.model(part.model).files] if given else []
-        network.serve_models(part.device, [ref.sha256 for ref in refs])
         if part.state in UNANSWERED:
-            wanted.update((ref.sha256, ref) for ref in refs if may_broadcast(ref) and blobs.has(ref.sha256))
-    _lay_at_broker(list(wanted.values()), store=store, network=network)
-    return list(wanted.values())
+            wanted.update((ref.sha256, ref) for ref in _given(record, part))
+    return [ref for ref in wanted.values() if may_broadcast(ref) and blobs.has(ref.sha256)]
 
 
-def forget_cleared(wanted: Sequence[BlobRef], *, store: Store) -> None:
+def _forget_cleared(wanted: Sequence[BlobRef], *, store: Store) -> None:
     """What was to be cleared is: the broker has acknowledged all that was said."""
     store.forget_seeded([ref for ref in store.seeded() if ref not in wanted])
 
@@ -135,3 +144,17 @@ class StandingDeployment:
         part = None if record is None else self._store.deployed_device(record.deployment, device)
         if part is not None and (after := after_condition(part, condition, now)) != part:
             self._store.save_deployed_device(after)
+            self._offered()  # perhaps nobody wants some file any more
+
+    def conclude(self, timeout_s: float) -> None:
+        """Before the network stops: leave at the broker only what devices may still come for.
+
+        Waits until the broker has acknowledged that; where it does not in time, the next process clears it.
+        """
+        record, parts = self._offered()
+        if record is None:
+            return
+        if self._network.wait_until_said(timeout_s):
+            _forget_cleared(_wanted_at_broker(record, parts, self._blobs), store=self._store)
+        else:
+            _log.warning("the broker is away; what it holds of version %s is cleared next time", record.version)

@@ -33,6 +33,7 @@ class ServingDevice:
         self.serving: deployment.Served | None = None
         self.previous: deployment.Served | None = None
         self.said: queue.SimpleQueue[deployment.DeploymentMessage] = queue.SimpleQueue()
+        self.serves = threading.Event()
         self._behaviour = behaviour
         self._federation = federation
         self._certificate = "" if identity is None else identity.certificate_pem.decode()
@@ -103,7 +104,7 @@ class ServingDevice:
     def _announce(self) -> None:
         self._say("status", messages.Status(online=True, state="idle"), signed=False)
         announcement = messages.ProfileAnnouncement(
-            profile=profile(self.name), training_samples=10, holdout_samples=10, input_shape=(6,), n_classes=3
+            profile=profile(self.name), training_samples=0, holdout_samples=10, input_shape=(6,), n_classes=3
         )
         self._say("profile", announcement, certificate=self._certificate)
         self._tell()
@@ -167,6 +168,7 @@ class ServingDevice:
             for one in content
         )
         self._tell("serving", health=health)
+        self.serves.set()
 
     def _go_back(self, deployment_id: str) -> None:
         if self.serving is not None and self.serving.deployment == deployment_id:
