@@ -37,6 +37,9 @@ from reft_edge.wire.transfer import Courier, Fetched, Lost
 
 TIMEOUT_S = 60.0
 
+DEAF_S = 10.0
+"""Silence after which we connect again: amqtt may forget a subscription that came just as it started."""
+
 Said = TypeVar("Said")
 
 
@@ -79,6 +82,7 @@ class CoordinatorSide:
             subscriptions=[(self._topic(t), 0 if t == "up" else 1) for t in UP_TOPICS],
         )
         self._courier = Courier(self.store, lambda data: self.link.publish(self._topic("down"), data, qos=0))
+        self._heard_at = time.monotonic()
         self.link.start(wait_s=TIMEOUT_S)
 
     def give(self, task: Task | Close) -> None:
@@ -139,10 +143,15 @@ class CoordinatorSide:
         if now > deadline:
             raise TimeoutError(f"waited {TIMEOUT_S} s for {what}")
         wakeup = self._courier.next_wakeup(now)
+        end = min(deadline, wakeup or deadline, self._heard_at + DEAF_S)
         try:
-            event = self._events.get(timeout=max(0.0, min(deadline, wakeup or deadline) - now))
+            event = self._events.get(timeout=max(0.0, end - now))
+            self._heard_at = time.monotonic()
         except queue.Empty:
             event = None
+            if time.monotonic() >= self._heard_at + DEAF_S:
+                self.link.reconnect("says nothing")
+                self._heard_at = time.monotonic()
         now = time.monotonic()
         noted = self._courier.tick(now)
         match event:

@@ -176,9 +176,18 @@ def test_the_quarantine_survives_restarts_until_a_person_lifts_it(hostile, capsy
     assert hostile.quarantine("--add", "good", "--reason", "its camera is broken") == 0
     assert "good: since" in capsys.readouterr().out
 
-    hostile.write(2, rounds=1, extra="rejection.quarantine_after = 1", enrol_wait_s=0.5)
+    there = set()
+
+    def listener(event):
+        if isinstance(event, events.DeviceSeen) and event.online and event.profile:
+            there.add(event.device)
+
+    def clock():
+        """The patience ends when both are there."""
+        return time.time() + (60 if len(there) == 2 else 0)
+
     with pytest.raises(FederationError, match="all 2 devices that are there are in quarantine"):
-        hostile.run(new_run=True)
+        hostile.run(listener=listener, new_run=True, clock=clock)
     assert hostile.quarantine("--lift", "good") == 0
     _, seen = hostile.run(new_run=True)
     (planned,) = of_kind(seen, events.Planned)
