@@ -1,4 +1,5 @@
-"""Look at a federation in a browser: the fleet, a round as it happens, curves, the models, and what was rejected.
+"""Look at a federation in a browser: the fleet, a round and a deployment as they happen, curves, models, what was
+rejected, and devices whose predictions depart from the others'.
 
 Reads what the coordinator has written, on the machine where its output directory is, so it can be started before,
 beside and after the coordinator, and shows the latest run. Pages change by themselves and need no internet. There is no

@@ -1,10 +1,10 @@
 """The devices of a federation: what each trains and serves, what it does now, and what became of its updates.
 
-`planned` and `took` are the seconds of the latest round, without the upload. `updates` are those that counted, of all
-that were announced in this run. `heard` is how long ago the coordinator last heard of the device. A temperature stands
-beside the state where a device was throttled. `serves` is the version that it predicts with, as float32 or int8, and
-stands there once something was deployed; a device whose predictions depart from the others' is named below. --json says
-all that is known, with the kind of each device.
+`planned` and `took` are the seconds of the latest round, without the upload. Once something was deployed, `serves` is
+in their place: the version that each predicts with, as float32 or int8; a device whose predictions depart from the
+others' is named below. `updates` are those that counted, of all that were announced in this run. `heard` is how long
+ago the coordinator last heard of the device. A temperature stands beside the state where a device was throttled. --json
+says all that is known, with the kind of each device.
 `reft-edge quarantine` says more about those that get no tasks, and lifts them.
 
 examples:
@@ -51,21 +51,20 @@ def _print(devices: list[DeviceOverview]) -> None:
 
     table = new_table("", "device")
     table.add_column("state", no_wrap=True)
-    right_aligned(table, "model", "updates", "planned", "took", "heard")
     somebody_serves = any(one.serving is not None for one in devices)
+    right_aligned(table, "model", "updates", *(() if somebody_serves else ("planned", "took")), "heard")
     if somebody_serves:
         table.add_column("serves", overflow="fold")
     for one in devices:
-        served = [served_text(one.serving)] if somebody_serves else []
+        times = (seconds_text(one.predicted_s), seconds_text(one.measured_s))
         table.add_row(
             one.device,
             _state(one),
             "-" if one.share is None else f"{one.share:.0%}",
             f"{one.counted} of {one.announced}",
-            seconds_text(one.predicted_s),
-            seconds_text(one.measured_s),
+            *(() if somebody_serves else times),
             age_text(one.seen_at, time.time()),
-            *served,
+            *((served_text(one.serving),) if somebody_serves else ()),
         )
     console = Console()
     console.print(table)

@@ -144,8 +144,8 @@ def served_text(served: Served | None) -> str:
     """Version and precision; the model, too, where it is not the whole one. A hyphen for nothing."""
     if served is None:
         return "-"
-    model = "" if served.model == "global" else f"{served.model}, "
-    return f"{served.version} ({model}{served.precision})"
+    model = "" if served.model == "global" else f"{served.model} "
+    return f"{served.version} {model}{served.precision}"
 
 
 class Tally:
