@@ -155,6 +155,7 @@ class Worker:
         except CheckError as exc:
             answer = not_taken(exc.kind, str(exc), refused=exc.refused)
         except DamagedError as exc:
+            logger.warning("%s", exc)
             answer = BlobsDamaged(deployment=deploy.deployment, model=deploy.model, reason=str(exc))
         self._say(answer)
 

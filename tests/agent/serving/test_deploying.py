@@ -216,22 +216,23 @@ def test_what_hangs_in_its_check_is_replaced_undone_or_given_up_at_once(device: 
     agent = device.start()
     before = device.roll_out(device.offer("one", GOOD))
 
-    def check_begins(name: str) -> None:
+    def check_begins(name: str) -> int:
+        """Returns the worker's process id."""
         device.roll_out(device.offer(name, SLOW), until="checking")
         wait_until(lambda: device.spool().load_deployment().attempts == 1, "its check to begin")
+        wait_until(lambda: len(agent.workers()) == 1, "its worker")
+        return agent.workers()[0]
 
     check_begins("two")
     assert device.undo("two").serving == before.serving
     wait_until(lambda: not agent.workers(), "the worker to go")
-    check_begins("three")
+    worker = check_begins("three")
     device.undo_served("one")  # while another is checked
-    (worker,) = agent.workers()
+    assert agent.workers() == [worker]
     after = len(device.coordinator.heard)
     device.roll_out(device.offer("four", OTHER))
     assert worker not in agent.workers()
-    check_begins("five")
-    (worker,) = agent.workers()
-    os.kill(worker, signal.SIGKILL)
+    os.kill(check_begins("five"), signal.SIGKILL)
     died = device.wait_for("five", "failed", after=after)
     assert died.attempt is not None
     assert (died.attempt.kind, "died of SIGKILL" in died.attempt.reason) == ("crashed", True)
@@ -246,20 +247,23 @@ def test_training_is_not_disturbed_and_a_roll_back_does_not_wait_for_it(device: 
     step_s = 0.05
     agent = device.start(limits=f"training_flops_per_s = {bundle.manifest.cost.step_flops(16) / step_s}")
     coordinator = device.coordinator
-    one = device.roll_out(device.offer("one", GOOD))
+    device.roll_out(device.offer("one", GOOD))
     plan = TrainingPlan(local_epochs=12, batch_size=16, learning_rate=0.1, seed=11)
     task = coordinator.publish_task(bundle, "task", plan)
     coordinator.give(task)
     coordinator.wait_for(Progress, lambda m: m.state == "training")
     after = len(coordinator.heard)
-    device.roll_out(device.offer("two", OTHER), until="checking")  # in line behind the training
+    two = device.offer("two", OTHER)
+    device.roll_out(two, until="checking")  # in line behind the training
+    spoil(device.spool().blobs.path(two.files[0].blob.sha256))  # and so it is fetched twice
     device.undo_served("one")
     assert not [m for m in coordinator.heard[after:] if isinstance(m, Done)]
-    two = device.wait_for("two", "serving", after=after)
+    served = device.wait_for("two", "serving", after=after)
     done = coordinator.wait_for(Done, after=after)
-    assert coordinator.heard.index(done) < coordinator.heard.index(two)
+    assert coordinator.heard.index(done) < coordinator.heard.index(served)
     assert coordinator.update_of(done, bundle)["1.num_batches_tracked"] == 36
-    assert one.serving != two.serving
+    assert is_model(device.slots.current(), OTHER)
+    assert agent.log_file.read_text().count("damaged on disk") == 1
     assert agent.end() == 0
     assert errors_of(agent) == []
 
