@@ -27,7 +27,8 @@ import signal
 from pathlib import Path
 from types import FrameType
 
-from reft_edge.agent.settings import Limits
+from reft_edge import logs
+from reft_edge.agent.settings import AgentSettings, Limits
 from reft_edge.cli.run_arguments import at_least_one, port_number
 
 _log = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     from reft_edge.agent.serving.http_server import HttpServer
     from reft_edge.agent.serving.predictor import Predictor
 
+    if args.model.suffix == ".toml":
+        logs.process_is_about(logs.Subject(device=AgentSettings.read(args.model).device))
     with Predictor(args.model) as predictor:
         threads = args.threads or Limits().n_threads
         server = HttpServer(PredictionApp(predictor), host=args.host, port=args.port, threads=threads)

@@ -27,6 +27,10 @@ MAX_BODY_BYTES = 32 * 2**20
 MAX_JSON_BYTES = 4 * 2**20
 """Of JSON: each number of two bytes takes 32 in memory until it is in an array."""
 
+MAX_SAMPLES = 10_000
+MAX_ANSWERED = 1_000_000
+"""Numbers that a model may answer to one request: they are Python's own for a moment, 32 bytes each."""
+
 MAX_PIXELS = 25_000_000
 """A camera's; 75 MB while it is decoded."""
 
@@ -54,10 +58,19 @@ _json: msgspec.json.Decoder[_JsonBody] = msgspec.json.Decoder(_JsonBody)
 
 
 def read_inputs(body: bytes, content_type: str, model: OnnxModel) -> Array | list[Any]:
-    """Inputs for `OnnxModel.checked`. Raises `DataError`; `UnknownBodyError` says what could be sent.
+    """Inputs for `OnnxModel.checked`. Raises `DataError`; `UnknownBodyError` says what could be sent."""
+    inputs = _read(body, content_type, model)
+    most = min(MAX_SAMPLES, max(1, MAX_ANSWERED // prod(model.output_shape)))
+    n_samples = len(inputs) if isinstance(inputs, list) else len(np.atleast_1d(inputs))
+    if n_samples > most:
+        raise DataError(
+            f"{n_samples} samples are more than {most}, which are answered at a time; send several requests"
+        )
+    return inputs
 
-    What is sent is told by its first bytes: many clients name no type, or a wrong one.
-    """
+
+def _read(body: bytes, content_type: str, model: OnnxModel) -> Array | list[Any]:
+    """What is sent is told by its first bytes: many clients name no type, or a wrong one."""
     if not body:
         raise DataError("the body is empty; send a picture, an array as .npy, or JSON")
     if content_type.startswith("multipart/"):

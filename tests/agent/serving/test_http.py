@@ -19,7 +19,7 @@ from PIL import Image
 
 from reft_edge.agent.serving import http_server
 from reft_edge.agent.serving.http_app import PredictionApp
-from reft_edge.agent.serving.http_body import MAX_BODY_BYTES, MAX_JSON_BYTES
+from reft_edge.agent.serving.http_body import MAX_BODY_BYTES, MAX_JSON_BYTES, MAX_SAMPLES
 from reft_edge.agent.serving.http_server import HttpServer
 from reft_edge.agent.serving.predictor import Predictor
 from reft_edge.agent.serving.slots import Slots
@@ -225,6 +225,7 @@ BAD = {
     "lists too deep for an array": (b'{"inputs": ' + b"[" * 90 + b"1" + b"]" * 90 + b"}", 400, "inputs "),
     "another shape": (b'{"inputs": [[1, 2]]}', 400, "inputs have shape (1, 2); birds.onnx takes (n, 1, 4, 4) float32"),
     "uneven rows": (b'{"inputs": [[1, 2], [1]]}', 400, "inputs do not make one array"),
+    "many samples": (npy(np.zeros((MAX_SAMPLES + 1, *SHAPE), np.uint8)), 400, "10001 samples are more than 10000"),
     "text": (b'{"inputs": ["a"]}', 400, "inputs have shape (1,)"),
     "too much JSON": (b'{"inputs": [' + b" " * MAX_JSON_BYTES, 400, "send an array as .npy"),
     "not a number": (npy(SAMPLE * np.nan), 400, "inputs of sample 0 have NaN"),
