@@ -60,7 +60,7 @@ _json: msgspec.json.Decoder[_JsonBody] = msgspec.json.Decoder(_JsonBody)
 def read_inputs(body: bytes, content_type: str, model: OnnxModel) -> Array | list[Any]:
     """Inputs for `OnnxModel.checked`. Raises `DataError`; `UnknownBodyError` says what could be sent."""
     inputs = _read(body, content_type, model)
-    most = min(MAX_SAMPLES, max(1, MAX_ANSWERED // prod(model.output_shape)))
+    most = min(MAX_SAMPLES, max(1, MAX_ANSWERED // max(1, prod(model.output_shape))))
     n_samples = len(inputs) if isinstance(inputs, list) else len(np.atleast_1d(inputs))
     if n_samples > most:
         raise DataError(
