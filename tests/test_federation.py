@@ -144,7 +144,7 @@ def site(tmp_path: Path, broker: RunningBroker, federation: str) -> Iterator[Pro
         save_points(tmp_path / f"{device}.npz", 100, 10 + index)
         text = AGENT.format(device=device, federation=federation, broker=broker, limits=limits, version=version)
         (tmp_path / f"agent-{index}.toml").write_text(text)
-        processes.start("agent", f"agent-{index}.toml")
+        processes.start("agent", f"agent-{index}.toml", "--log-format", "json")
     yield processes
     processes.end()
 
@@ -176,12 +176,35 @@ def check_result(site: Processes, last: dict) -> None:
     assert report["finished"]
 
 
+def check_logs(site: Processes) -> None:
+    """Every line of coordinator and agents is one object, and says what it is about."""
+    lines = {
+        path: [json.loads(line) for line in path.read_text().splitlines()] for path in site.directory.glob("log-*")
+    }
+    agents = [told for path, told in lines.items() if path.name.endswith("-agent.txt")]
+    assert len({line["device"] for told in agents for line in told}) == 3
+    for told in agents:
+        assert len({line["device"] for line in told}) == 1
+        assert [line["round"] for line in told if line["message"].startswith("training: task")] == [1, 2]
+        assert all(line["task"] in line["message"] for line in told if line["message"].startswith("training: task"))
+    ((coordinator, told),) = [(path, told) for path, told in lines.items() if "coordinator" in path.name]
+    updates = [line for line in told if "update of" in line["message"]]
+    assert len({(line["device"], line["round"]) for line in updates}) == 6, coordinator.read_text()
+
+
 @pytest.mark.timeout(180)
 def test_three_agents_train_one_model(site: Processes) -> None:
-    coordinator = site.start("coordinator", "federation.toml", "--events")
-    *_, last = read_until(coordinator, "finished", site)
+    """With all that one may ask for beside that: JSON logs and TensorBoard's curves."""
+    options = ("--json", "--log-format", "json", "--tensorboard", "curves")
+    coordinator = site.start("coordinator", "federation.toml", *options)
+    summary = json.loads(coordinator.communicate(timeout=150)[0])
+    assert coordinator.returncode == 0
+    last = json.loads((Path(summary["directory"]) / "events.jsonl").read_text().splitlines()[-1])
     check_result(site, last)
-    assert coordinator.wait(30) == 0
+    site.end()
+    check_logs(site)
+    (curves,) = (site.directory / "curves" / last["run"]).iterdir()
+    assert b"accuracy/round" in curves.read_bytes()
 
 
 @pytest.mark.slow

@@ -48,6 +48,7 @@ from reft_edge.agent.session_words import (
     RunClosed,
     Say,
     SessionEvent,
+    SessionState,
     StartTraining,
     StopTraining,
     Sweep,
@@ -158,6 +159,7 @@ class Daemon:
         update = self._session.state.outcome
         is_here = isinstance(update, Done) and self._spool.blobs.has(update.update.blob.sha256)
         actions = self._session.resume(update_is_here=is_here, now=time.monotonic())
+        logs.process_is_about(self._subject(self._session.state))
         self._apply(actions)
         self._deployments.resume()
         self._jobs_proceed()
@@ -369,21 +371,22 @@ class Daemon:
             actions = self._session.handle(self._waiting[0], time.monotonic())
             if self._session.state is not before:
                 self._save_state()
-            logs.process_is_about(self._subject())
+            logs.process_is_about(self._subject(self._session.state, before))  # how a task ended is about it still
             self._apply(actions)
             self._waiting.popleft()
+        logs.process_is_about(self._subject(self._session.state))
         if self._session.state.phase is not Phase.UPLOADING:
             self._reminder.stop()
         elif self._reminder.due_at is None:
             self._reminder.start(time.monotonic())
         self._voice.status(self._session.state)
 
-    def _subject(self) -> logs.Subject:
-        """What lines of the log are about."""
-        task = None if self._session.state.phase is Phase.IDLE else self._session.state.task
-        if task is None:
-            return logs.Subject(device=self._settings.device)
-        return logs.Subject(device=self._settings.device, round=task.round, task=task.task)
+    def _subject(self, *states: SessionState) -> logs.Subject:
+        """What lines of the log are about: the task in hand in the first of the states that has one."""
+        for state in states:
+            if state.task is not None and state.phase is not Phase.IDLE:
+                return logs.Subject(self._settings.device, state.task.round, state.task.task)
+        return logs.Subject(self._settings.device)
 
     def _save_state(self) -> None:
         """A full disk must not end the agent: it goes on, and a restart would find an older state."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -144,9 +146,12 @@ def test_a_killed_agent_goes_on_where_it_was(pair: Pair, bundle: Bundle, moment:
     assert Spool(agent.directory / "spool", max_blob_bytes=2**30).load_state().task == task
 
 
-def test_a_killed_worker_costs_the_task_and_not_the_agent(pair: Pair, bundle: Bundle) -> None:
-    agent = pair.start(limits=slow(bundle, 0.1))
+def test_a_killed_worker_costs_the_task_and_not_the_agent_and_log_and_metrics_say_so(
+    pair: Pair, bundle: Bundle
+) -> None:
+    agent = pair.stopped(limits=f'{slow(bundle, 0.1)}\n[metrics]\naddress = "0"').start("--log-format", "json")
     coordinator = pair.coordinator
+    coordinator.wait_for(ProfileAnnouncement)
     coordinator.give(coordinator.publish_task(bundle, "one", msgspec.structs.replace(PLAN, local_epochs=100)))
     coordinator.wait_for(Progress, lambda m: m.state == "training")
     (worker,) = agent.workers()
@@ -155,6 +160,15 @@ def test_a_killed_worker_costs_the_task_and_not_the_agent(pair: Pair, bundle: Bu
     assert (failed.task, failed.kind) == ("one", "crashed")
     coordinator.give(coordinator.publish_task(bundle, "two", PLAN, round_=1))
     assert coordinator.wait_for(Done).task == "two"
+    lines = [json.loads(line) for line in agent.log_file.read_text().splitlines()]
+    (told,) = [line for line in lines if "failed (crashed)" in line["message"]]
+    assert (told["level"], told["task"], told["round"]) == ("WARNING", "one", 0)
+    assert all(line["device"].endswith("-dev") for line in lines)
+    (url,) = [line["message"].partition(": ")[2] for line in lines if line["message"].startswith("metrics: ")]
+    with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:  # noqa: S310  a page of our own child
+        page = answer.read().decode()
+    for series in ('tasks_total{kind="crashed",outcome="failed"} 1.0', "connected 1.0", 'phase{phase="uploading"} 1.0'):
+        assert f"reft_edge_agent_{series}\n" in page
 
 
 def test_a_newer_task_replaces_one_in_training(pair: Pair, bundle: Bundle) -> None:
