@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+from hashlib import sha256
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from PIL import Image
 
@@ -12,6 +14,7 @@ from reft_edge.agent.serving.counts import CountsWriter, fold_ended, read_counts
 from reft_edge.agent.serving.http_body import read_inputs
 from reft_edge.agent.serving.onnx_model import OnnxModel
 from reft_edge.agent.serving.prediction import Prediction
+from reft_edge.agent.serving.slots import Slot, Slots
 from reft_edge.errors import DataError
 from tests.agent.serving.onnx_files import linear_onnx
 from tests.fuzzing.harness import Target
@@ -51,7 +54,31 @@ def targets(directory: Path) -> list[Target]:
         read_counts(counts, "v1")
         fold_ended(counts)
 
+    slots = Slots(folder)
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        (folder / name / "model.onnx").write_bytes(b"x")
+    served = Slot(
+        version="v1", deployment="d1", model="global", precision="int8", sha256=sha256(b"x").hexdigest(), size_bytes=1
+    )
+
+    def check_slots(data: bytes) -> None:
+        """Whatever lies there, looking at it does not fail, and what is served is whole."""
+        (folder / "current.json").write_bytes(data)
+        for name in ("a", "b"):
+            (folder / name / "slot.json").write_bytes(data if name == "b" else msgspec.json.encode(served))
+        for model in (slots.current(), slots.previous(), slots.installed()):
+            assert model is None or model.verified() == (model.slot.sha256 == served.sha256)
+
     return [
+        Target(
+            name="slots",
+            check=check_slots,
+            seeds=[b'{"slot": "b", "previous": true}', b'{"slot": null}', msgspec.json.encode(served)],
+            errors=(),
+            memory_bytes=BODY_MEMORY_BYTES,
+            text=True,
+        ),
         *(
             Target(
                 name=name,

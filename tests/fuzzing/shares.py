@@ -10,6 +10,8 @@ SHARES: Mapping[str, float] = {
     "message_task": 1.0,
     "message_report": 1.0,
     "message_transfer": 1.0,
+    "message_deployment": 1.0,
+    "message_condition": 1.0,
     "envelope": 1.0,
     "key": 1.0,
     "block": 1.0,
@@ -38,6 +40,7 @@ SHARES: Mapping[str, float] = {
     "body_picture": 0.5,
     "body_json": 1.0,
     "prediction_counts": 0.2,
+    "slots": 0.2,
     "collecting": 0.1,
     "planning": 1.0,
 }

@@ -13,7 +13,7 @@ import msgspec
 from reft_edge.bundle.manifest import BlobRef
 from reft_edge.errors import ConfigError, RemoteProtocolError
 from reft_edge.profiling.profile import DeviceProfile
-from reft_edge.wire import blocks, messages, signing, topics
+from reft_edge.wire import blocks, deployment, messages, signing, topics
 from reft_edge.wire.blobs import BlobStore
 from reft_edge.wire.blocks import BLOCK_BYTES, Block, Outline
 from reft_edge.wire.codec_names import Int8
@@ -63,6 +63,43 @@ REPORTS: tuple[messages.Report, ...] = (
     messages.Failed(task="r1-abc", kind="out_of_memory", reason="killed by the kernel"),
     DONE,
 )
+DEPLOY = deployment.Deploy(
+    deployment="d1",
+    version="run1",
+    model="variant-0.50",
+    files=tuple(
+        deployment.ModelFile(blob=BLOB, size_bytes=300_000, precision=precision, test_metric=0.9)
+        for precision in ("float32", "int8")
+    ),
+    rules=deployment.HealthRules(max_latency_s=0.05, min_accuracy=0.8),
+    classes=("cat", "dog"),
+    broadcast=True,
+    sequence=7,
+)
+SERVED = deployment.Served(deployment="d1", version="run1", model="variant-0.50", precision="int8", sha256=SHA256)
+CONDITION = deployment.Condition(
+    serving=SERVED,
+    previous=SERVED,
+    attempt=deployment.Attempt(
+        deployment="d1",
+        model="variant-0.50",
+        state="serving",
+        health=(
+            deployment.Health(
+                precision="int8",
+                holdout_samples=120,
+                metric=0.9,
+                metric_before=0.8,
+                latency_p50_s=0.01,
+                latency_p95_s=0.02,
+                latency_p99_s=0.03,
+                peak_memory_bytes=10**8,
+            ),
+        ),
+    ),
+    counts=deployment.PredictionCounts(version="run1", predictions=3, classes=(1, 2), confidence=(0, 3)),
+    vitals=deployment.Vitals(temperature_celsius=50.5, throttled=False, battery_share=0.5, on_battery=True),
+)
 
 
 # Control messages.
@@ -75,6 +112,8 @@ def message_targets() -> list[Target]:
         ("profile", messages.decode_profile, [ANNOUNCEMENT]),
         ("task", messages.decode_task, [TASK, messages.Close(run="run1")]),
         ("report", messages.decode_report, list(REPORTS)),
+        ("deployment", deployment.decode_deployment, [DEPLOY, deployment.Rollback(deployment="d1", reason="a canary")]),
+        ("condition", deployment.decode_condition, [deployment.Condition(), CONDITION]),
         (
             "transfer",
             messages.decode_transfer,
