@@ -3,7 +3,7 @@
 FILE is a picture, a folder of pictures, an .npz with an array `inputs`, or a .csv with a header line. Files are read as
 training data are: pictures are converted and resized to what the model takes; a .csv by the columns and windows in
 [data] of the agent's settings. A file that cannot be read is told of, and the others are predicted; the exit code is 3
-then. A model that is deployed meanwhile takes over between two batches.
+then, or 4 where it was the model that failed. A model that is deployed meanwhile takes over between two batches.
 
 --json prints a line for each sample: file, sample (its index in an .npz or .csv), version, model, outputs and, of a
 classifier, label, index and confidence; for a file that cannot be read: file and error.
@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ import msgspec
 
 from reft_edge.agent.settings import AgentSettings, Limits
 from reft_edge.cli.run_arguments import at_least_one
-from reft_edge.errors import DataError
+from reft_edge.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from reft_edge.agent.serving.prediction import Prediction
@@ -57,25 +58,26 @@ def run(args: argparse.Namespace) -> int:
     from reft_edge.agent.serving.samples import UnreadableFile, read_batches
 
     data = AgentSettings.read(args.model).data if args.model.suffix == ".toml" else None
-    predicted, failed = 0, 0
+    predicted, code = 0, 0
+    failed: set[Path] = set()
     with Predictor(args.model, threads=args.threads or Limits().n_threads) as predictor:
         for batch in read_batches(args.files, predictor.served, batch_size=args.batch, data=data):
-            if isinstance(batch, UnreadableFile):
-                failed += 1
-                _tell_failure(batch.file, batch.reason, as_json=args.json)
-                continue
             try:
+                if isinstance(batch, UnreadableFile):
+                    raise DataError(batch.reason)
                 prediction = predictor.predict(batch.inputs, by=batch.served, batch_size=args.batch)
-            except DataError as exc:  # of a table that can be read, and does not fit
-                failed += 1
-                _tell_failure(batch.samples[0].file, f"{batch.samples[0]}: {exc}", as_json=args.json)
+            except (DataError, ModelError) as exc:
+                code = code or exc.exit_code
+                files = {batch.file} if isinstance(batch, UnreadableFile) else {each.file for each in batch.samples}
+                failed |= files
+                _tell_failure(files, str(exc), as_json=args.json)
                 continue
             predicted += len(prediction)
             lines = _json_lines(batch, prediction) if args.json else _text_lines(batch, prediction)
             print("\n".join(lines), flush=True)
     if failed:
-        _tell(f"{predicted} samples were predicted, and of {failed} files none")
-    return DataError.exit_code if failed else 0
+        _tell(f"{predicted} samples were predicted; {len(failed)} files failed")
+    return code
 
 
 def _json_lines(batch: SampleBatch, prediction: Prediction) -> Iterator[str]:
@@ -95,11 +97,12 @@ def _text_lines(batch: SampleBatch, prediction: Prediction) -> Iterator[str]:
         yield f"{label:<{width}}  {share:6.1%}  {sample}"
 
 
-def _tell_failure(file: Path, reason: str, *, as_json: bool) -> None:
-    if as_json:
-        print(_json({"file": str(file), "error": reason}), flush=True)
-    else:
-        _tell(reason)
+def _tell_failure(files: AbstractSet[Path], reason: str, *, as_json: bool) -> None:
+    for file in sorted(files):
+        if as_json:
+            print(_json({"file": str(file), "error": reason}), flush=True)
+        else:
+            _tell(reason if str(file) in reason else f"{file}: {reason}")
 
 
 def _json(value: object) -> str:

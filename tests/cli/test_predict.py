@@ -95,7 +95,7 @@ def test_a_broken_file_among_others_is_named_and_the_others_are_predicted(folder
     assert empty == "empty: the folder has no pictures"
     assert away == "away.png: no such file"
     assert wrong.startswith(f"{folder}/wrong.npz: a sample has shape (3,)")
-    assert summary == "39 samples were predicted, and of 4 files none"
+    assert summary == "39 samples were predicted; 4 files failed"
     lines, _ = predict(capsys, *arguments, "--json", code=3)
     failed = [json.loads(line) for line in lines if "error" in line]
     assert [each["file"] for each in failed] == ["all/07.png", "empty", "away.png", "wrong.npz"]
@@ -108,7 +108,20 @@ def test_pictures_for_a_model_of_numbers_and_fractions_for_one_of_indices_are_ex
     (folder / "words.onnx").write_bytes(linear_onnx([0, 1], shape=(2,), dtype=TensorProto.INT64))
     np.savez(folder / "a.npz", inputs=np.full((3, 2), 0.5))
     _, errors = predict(capsys, "a.npz", "--model", "words.onnx", code=3)
-    assert errors[0].startswith("reft-edge predict: a.npz[0]: inputs have fractions")
+    assert errors[0].startswith("reft-edge predict: a.npz: inputs have fractions")
+
+
+def test_what_the_model_fails_on_is_told_with_its_file_and_the_others_are_predicted(folder, capsys):
+    (folder / "sum.onnx").write_bytes(linear_onnx([0], gain=1))
+    np.savez(folder / "a.npz", inputs=np.full((3, *SHAPE), 3e38, np.float32))
+    np.savez(folder / "b.npz", inputs=np.ones((1, *SHAPE), np.float32))
+    lines, errors = predict(capsys, "a.npz", "b.npz", "--model", "sum.onnx", code=4)
+    assert [line.split() for line in lines] == [["16", "b.npz[0]"]]
+    answer = "version sum (sum) answers sample 0 (3 of 3 samples) with what is no number"
+    assert errors == [
+        f"reft-edge predict: a.npz: {answer}",
+        "reft-edge predict: 1 samples were predicted; 1 files failed",
+    ]
 
 
 def test_what_is_predicted_is_counted_where_the_owner_allows_it(folder, capsys):

@@ -127,7 +127,8 @@ class OnnxModel:
         """(n, n_classes), each row with sum 1. `outputs` as `run` gives them; for classifiers only."""
         if self._gives_probabilities:
             return outputs
-        exponents = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+        with np.errstate(invalid="ignore"):  # an infinite score: no number, and for the caller to see
+            exponents = np.exp(outputs - outputs.max(axis=1, keepdims=True))
         summed: FloatArray = exponents / exponents.sum(axis=1, keepdims=True)
         return summed
 

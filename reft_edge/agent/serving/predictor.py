@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from reft_edge.agent.serving.counts import CountsWriter
 from reft_edge.agent.serving.onnx_model import BATCH, OnnxModel
 from reft_edge.agent.serving.prediction import Prediction
@@ -29,7 +31,7 @@ from reft_edge.errors import BundleError, ConfigError, ModelError, ReftError, Re
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from reft_edge.types import FloatArray
+    from reft_edge.types import Array
 
 RETRY_S = 30.0
 """A version that there was no memory for is tried again after this time."""
@@ -81,20 +83,19 @@ class Predictor:
     def predict(self, inputs: object, *, batch_size: int = BATCH, by: ServedModel | None = None) -> Prediction:
         """Predict `inputs` (n, *sample_shape): float32, or uint8 from pictures, which are scaled as in training.
 
-        `by`: what `served` has returned, where inputs were made for it; by default what is served now.
-        Raises `DataError` for inputs that do not fit the model, `NothingServedError` (a `ModelError`) when there is no
-        model, and `ResourceError` when memory runs out.
+        `by`: what `served` has returned, where inputs were made for it; by default what is served now. Raises
+        `DataError` for inputs that do not fit the model, `NothingServedError` (a `ModelError`) when there is no model,
+        `ModelError` when it fails, or answers what is no number, and `ResourceError` when memory runs out.
         """
         served = by or self.served()
         samples = served.onnx.checked(inputs)
         begun = time.perf_counter()
         try:
-            outputs = served.onnx.run(samples, batch_size=batch_size)
+            prediction = _predict(served, samples, batch_size)
         except ReftError:
             if self._counts is not None:
                 self._counts.add_error(served.version)
             raise
-        prediction = _prediction(served, outputs)
         if self._counts is not None:
             self._counts.add(prediction, duration_s=time.perf_counter() - begun)
         return prediction
@@ -239,12 +240,18 @@ def _is_same(installed: InstalledModel, served: ServedModel | None) -> bool:
     return served is not None and (served.deployment, served.sha256) == (slot.deployment, slot.sha256)
 
 
-def _prediction(served: ServedModel, outputs: FloatArray) -> Prediction:
+def _predict(served: ServedModel, samples: Array, batch_size: int) -> Prediction:
+    """Raises `ModelError` and `ResourceError`."""
     onnx = served.onnx
+    outputs = onnx.run(samples, batch_size=batch_size)
+    probabilities = onnx.probabilities(outputs) if onnx.is_classifier else None
+    answers: Array = (
+        outputs if probabilities is None else probabilities
+    )  # scores may be infinite: a class that cannot be
+    sound = np.isfinite(answers).reshape(len(answers), -1).all(axis=1)
+    if not sound.all():
+        which = f"sample {int(sound.argmin())} ({int((~sound).sum())} of {len(sound)} samples)"
+        raise ModelError(f"version {served.version} ({served.model}) answers {which} with what is no number")
     return Prediction(
-        version=served.version,
-        model=served.model,
-        outputs=outputs,
-        probabilities=onnx.probabilities(outputs) if onnx.is_classifier else None,
-        classes=onnx.classes,
+        version=served.version, model=served.model, outputs=outputs, probabilities=probabilities, classes=onnx.classes
     )

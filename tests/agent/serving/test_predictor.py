@@ -292,6 +292,23 @@ def test_predictions_are_counted_only_where_the_owner_allows_it(tmp_path, spool)
     assert (found.predictions, found.errors, found.classes) == (1, 0, (0, 1))
 
 
+def test_an_answer_that_is_no_number_is_the_models_error_and_is_counted_as_one(tmp_path, spool):
+    serve(spool, "v1", linear_onnx([0, 0, 0], gain=1))
+    with Predictor(write_agent_toml(tmp_path, serving="report = true")) as predictor:
+        inputs = np.ones((3, *SHAPE), np.float32)
+        inputs[1] = 3e38
+        with pytest.raises(ModelError, match=r"^version v1 \(global\) answers sample 1 \(1 of 3 samples\) with what"):
+            predictor.predict(inputs)
+    found = read_counts(spool / "serving" / "counts", "v1")
+    assert found is not None
+    assert (found.predictions, found.errors) == (0, 1)
+
+
+def test_a_class_that_cannot_be_has_probability_zero(tmp_path):
+    (tmp_path / "own.onnx").write_bytes(linear_onnx([0, -np.inf]))
+    assert Predictor(tmp_path / "own.onnx").predict(ONE).probabilities.tolist() == [[1, 0]]
+
+
 def test_a_slot_that_is_written_again_while_it_is_read_is_not_taken_for_another(spool, monkeypatch):
     """What is loaded is what was hashed: the file was opened before it was replaced."""
     serve(spool, "v1", numbered(1))
