@@ -31,7 +31,7 @@ from reft_edge.errors import BundleError, ConfigError, ModelError, ReftError, Re
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from reft_edge.types import Array
+    from reft_edge.types import Array, IntArray
 
 RETRY_S = 30.0
 """A version that there was no memory for is tried again after this time."""
@@ -245,13 +245,15 @@ def _predict(served: ServedModel, samples: Array, batch_size: int) -> Prediction
     onnx = served.onnx
     outputs = onnx.run(samples, batch_size=batch_size)
     probabilities = onnx.probabilities(outputs) if onnx.is_classifier else None
-    answers: Array = (
-        outputs if probabilities is None else probabilities
-    )  # scores may be infinite: a class that cannot be
-    sound = np.isfinite(answers).reshape(len(answers), -1).all(axis=1)
-    if not sound.all():
-        which = f"sample {int(sound.argmin())} ({int((~sound).sum())} of {len(sound)} samples)"
+    bad = _not_finite(outputs if probabilities is None else probabilities)  # a score may be: a class that cannot be
+    if len(bad):
+        which = f"sample {int(bad[0])} ({len(bad)} of {len(outputs)} samples)"
         raise ModelError(f"version {served.version} ({served.model}) answers {which} with what is no number")
     return Prediction(
         version=served.version, model=served.model, outputs=outputs, probabilities=probabilities, classes=onnx.classes
     )
+
+
+def _not_finite(values: Array) -> IntArray:
+    """Indices of samples with NaN or infinite entries."""
+    return np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
