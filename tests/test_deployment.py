@@ -21,7 +21,7 @@ from reft_edge.errors import FederationError
 from reft_edge.simulation.deployments.breaking import break_deployment, left_over
 from reft_edge.simulation.deployments.crew import Crew
 from reft_edge.simulation.deployments.observer import Observer
-from reft_edge.simulation.deployments.served import Watch, preinstall
+from reft_edge.simulation.deployments.served import Watch, preinstall, slots_of
 from reft_edge.simulation.deployments.site import FEDERATION, Site, SiteOptions, open_site
 from reft_edge.simulation.deployments.stopping import settle, stop_bad
 from reft_edge.simulation.deployments.swapping import PREDICT, read_version, serving
@@ -64,7 +64,7 @@ def fleet(folder: Path, versions: Versions, digits: Digits, *, served: str = "")
     """All agents are there, and serve a version already if one is `served`."""
     with ExitStack() as stack:
         site = stack.enter_context(open_site(folder / "site", OPTIONS, digits, versions))
-        crew, observer = stack.enter_context(Crew(site)), stack.enter_context(Observer(site))
+        crew, observer = stack.enter_context(Crew(site)), stack.enter_context(Observer(site, blocks=True))
         for device in site.devices if served else ():
             preinstall(site, device, served, versions[served][0])
         crew.start_agents()
@@ -168,15 +168,24 @@ def test_a_bad_version_is_stopped_at_the_canary(tmp_path: Path, versions: Versio
     assert (stopped.kind, stopped.canaries, stopped.switched, stopped.complaints) == ("accuracy", 1, 0, ())
 
 
-def test_who_is_killed_or_away_takes_the_version_when_it_is_back(
+def test_who_is_killed_or_away_takes_the_version_when_it_is_back_and_goes_back_where_its_disk_loses_it(
     tmp_path: Path, versions: Versions, digits: Digits
 ) -> None:
-    with fleet(tmp_path, versions, digits, served="old") as (crew, _):
+    with fleet(tmp_path, versions, digits, served="old") as (crew, observer):
         faults = (
             Fault(kind="kill-agent", moment=Moment(who="clock"), device=THIRD, pause_s=WAIT_S),  # until all is over
             Fault(kind="kill-agent", moment=Moment(who=FIRST, what="fetching"), device=FIRST, pause_s=0.2),
             Fault(kind="kill-agent", moment=Moment(who=SECOND, what="checking"), device=SECOND, pause_s=0.2),
         )
-        survived = break_deployment(crew, Script(seed=0, quorum=1.0, faults=faults), old="old", new="new")
+        survived = break_deployment(crew, observer, Script(seed=0, quorum=1.0, faults=faults), old="old", new="new")
         assert survived.complaints == ()
         assert (survived.state, survived.missed) == ("done", ())
+
+        crew.agents[FIRST].kill()
+        damaged = slots_of(crew.site, FIRST).current()
+        assert damaged is not None
+        content = bytearray(damaged.path.read_bytes())
+        content[len(content) // 2] ^= 1
+        damaged.path.write_bytes(content)
+        crew.agents[FIRST].start()
+        assert_served(crew, everywhere(crew.site, "new") | {FIRST: ("old",)})

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -28,10 +29,11 @@ from reft_edge.simulation.faults.injector import Injector
 from reft_edge.simulation.faults.progress import Sign
 from reft_edge.simulation.faults.ways import Ways
 from reft_edge.simulation.faults.words import COORDINATOR, Fault, Kind, Moment, Script
-from reft_edge.simulation.run_directory import FEDERATION_FILE
+from reft_edge.simulation.run_directory import FEDERATION_FILE, log_path
 
 if TYPE_CHECKING:
     from reft_edge.simulation.deployments.crew import Crew
+    from reft_edge.simulation.deployments.observer import Observer
     from reft_edge.simulation.deployments.site import Site
 
 KINDS: tuple[Kind, ...] = (
@@ -66,6 +68,9 @@ _SHORT_PAUSES_S = (0.1, 3.0)
 _LONG_PAUSES_S = (8.0, 12.0)
 _LONG_PAUSE_SHARE = 0.15
 _MOST_FAULTS = 2
+_ANSWERS = ("serving", "refused", "failed", "rolled_back")
+"""Of devices that will fetch nothing more."""
+
 _BRIEF_LOOK_S = 0.001
 """Between two looks for what is over soon; takes half a core."""
 
@@ -140,8 +145,11 @@ def _delay(rng: random.Random) -> float:
     return round(rng.choice((0.0, rng.uniform(0.0, 0.05), rng.uniform(0.0, _LONGEST_DELAY_S))), 3)
 
 
-def break_deployment(crew: Crew, script: Script, *, old: str, new: str) -> Survived:
-    """Deploy `new` where all devices serve `old`, do what `script` says, and look at what is left."""
+def break_deployment(crew: Crew, observer: Observer, script: Script, *, old: str, new: str) -> Survived:
+    """Deploy `new` where all devices serve `old`, do what `script` says, and look at what is left.
+
+    `observer`: with its `blocks`.
+    """
     site, began = crew.site, time.monotonic()
     watch = Watch(site)
     brief = any(fault.moment.what == INSTALLING for fault in script.faults)
@@ -168,11 +176,14 @@ def break_deployment(crew: Crew, script: Script, *, old: str, new: str) -> Survi
             time.sleep(look_s)
         injector.end()
     seconds = time.monotonic() - began
-    return _outcome(crew, script, injector, watch, problem, seconds=seconds, restarts=restarts, old=old, new=new)
+    return _outcome(
+        crew, observer, script, injector, watch, problem, seconds=seconds, restarts=restarts, old=old, new=new
+    )
 
 
 def _outcome(
     crew: Crew,
+    observer: Observer,
     script: Script,
     injector: Injector,
     watch: Watch,
@@ -184,18 +195,22 @@ def _outcome(
     new: str,
 ) -> Survived:
     wrong = [problem] if problem else []
-    state, deployment = "", ""
+    state, deployment, all_answered = "", "", False
     try:
-        record, _ = latest_deployment(crew.site)
+        record, devices = latest_deployment(crew.site)
     except ReftError as exc:
         wrong.append(str(exc))
     else:
         state, deployment = record.state, record.deployment
+        all_answered = all(device.state in _ANSWERS for device in devices)
     wrong += _settled(crew, watch, deployment, undone=state == "rolled_back", old=old, new=new)
+    if all_answered and observer.blocks():
+        wrong.append(f"all have answered, and the broker still holds {observer.blocks()} blocks")
     status = crew.coordinator.status
     if (state, status) not in (("done", 0), ("rolled_back", FederationError.exit_code)):
         wrong.append(f"the deployment is {state or 'unknown'}, and: {crew.coordinator.obituary()}")
-    wrong += [*crew.died(), *cries(crew.site)]
+    starved = {fault.device for fault in injector.injected if fault.kind == "out-of-memory"}
+    wrong += [*crew.died(), *cries(crew.site, starved=starved)]
     refused = [device for device in crew.site.devices if _said_no(crew.site, device, deployment)]
     return Survived(
         faults=tuple(str(fault) for fault in script.faults),
@@ -230,12 +245,20 @@ def left_over(site: Site) -> list[str]:
     return [f"{device} keeps {path.name}" for device, folder in folders.items() for path in sorted(folder.glob("*"))]
 
 
-def cries(site: Site) -> list[str]:
-    """Lines of logs that say that something failed in a way that nobody foresaw."""
+def cries(site: Site, *, starved: Collection[str] = ()) -> list[str]:
+    """Lines of logs that say that something failed in a way that nobody foresaw.
+
+    Workers of `starved` devices got no memory from some moment on, and perhaps not enough to say more than that.
+    """
     logs = sorted((site.directory / "logs").iterdir())
-    lines = [(path.name, line) for path in logs for line in path.read_text(errors="replace").splitlines()]
+    spared = {log_path(site.directory, f"agent-{device}") for device in starved}
+    lines = [(path.name, line) for path in logs if path not in spared for line in _lines(path)]
     bad = ("Traceback (most recent call last)", " ERROR ")
     return [f"{name}: {line.strip()[:300]}" for name, line in lines if any(words in line for words in bad)]
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(errors="replace").splitlines()
 
 
 def _said_no(site: Site, device: str, deployment: str) -> bool:

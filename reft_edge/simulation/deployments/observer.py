@@ -17,10 +17,10 @@ from typing import Self
 from reft_edge.errors import FederationError, RemoteProtocolError
 from reft_edge.simulation.deployments.site import FEDERATION, OBSERVER, Site
 from reft_edge.wire.deployment import Condition, decode_condition
-from reft_edge.wire.link_events import Event, Received
+from reft_edge.wire.link_events import Connected, Event, Received
 from reft_edge.wire.mqtt import MqttLink
 from reft_edge.wire.signing import unseal
-from reft_edge.wire.topics import all_devices_filter, parse_device_topic
+from reft_edge.wire.topics import PREFIX, all_devices_filter, is_blob_topic, parse_device_topic
 
 _SAYS = "$SYS/broker/bytes/received"
 _IS_TOLD = "$SYS/broker/bytes/sent"
@@ -46,16 +46,19 @@ class BrokerBytes:
 
 
 class Observer:
-    """Connected for the length of the block."""
+    """Connected for the length of the block. With `blocks` it hears all that is broadcast, and so counts as traffic."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, *, blocks: bool = False) -> None:
         self._lock = threading.Condition()
         self._ready: dict[str, set[str]] = {kind: set() for kind in _READY}
         self._said: defaultdict[str, list[Said]] = defaultdict(list)
         self._counters: dict[str, int] = {}
         self._n_counted = 0
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._blocks: set[str] = set()
         topics = [(all_devices_filter(FEDERATION, kind), 1) for kind in ("status", "profile", "condition")]
+        if blocks:
+            topics.append((f"{PREFIX}/{FEDERATION}/blob/#", 1))
         self._link = MqttLink(
             site.observer,
             client_id=OBSERVER,
@@ -97,17 +100,27 @@ class Observer:
                 raise FederationError("the broker does not tell its counters; is it another one than Mosquitto?")
             return BrokerBytes(received=self._counters[_SAYS], sent=self._counters[_IS_TOLD])
 
+    def blocks(self) -> int:
+        """That the broker holds of blobs, offers included, as far as it has told."""
+        with self._lock:
+            return len(self._blocks)
+
     def _run(self) -> None:
         while (event := self._events.get()) is not None:
-            if isinstance(event, Received):
-                with self._lock:
+            with self._lock:
+                if isinstance(event, Connected):
+                    self._blocks.clear()  # it tells again what it holds
+                elif isinstance(event, Received):
                     self._note(event)
-                    self._lock.notify_all()
+                self._lock.notify_all()
 
     def _note(self, event: Received) -> None:
         if event.topic in (_SAYS, _IS_TOLD):
             self._counters[event.topic] = int(event.payload)
             self._n_counted += event.topic == _IS_TOLD  # tells only what has changed, as this does by being told
+            return
+        if is_blob_topic(FEDERATION, event.topic):
+            (self._blocks.add if event.payload else self._blocks.discard)(event.topic)
             return
         device, kind = parse_device_topic(FEDERATION, event.topic)
         if kind in _READY:

@@ -148,8 +148,11 @@ class Workplace:
         """Each run with a fleet of its own, which nothing has happened to."""
         for number in numbers:
             name, seed = f"faults-{number}", self._settings.seed + number
-            with self._fleet(name, self._options(self._settings.fault_devices), served=OLD) as (crew, _):
-                survived = break_deployment(crew, draw(seed, devices=crew.site.devices), old=OLD, new=NEW)
+            with self._fleet(name, self._options(self._settings.fault_devices), served=OLD, blocks=True) as (
+                crew,
+                observer,
+            ):
+                survived = break_deployment(crew, observer, draw(seed, devices=crew.site.devices), old=OLD, new=NEW)
             if not survived.complaints:
                 self._remove(name)
             yield DeployRun(part="faults", number=number, faults=survived)
@@ -159,11 +162,17 @@ class Workplace:
         return SiteOptions(devices=devices, soak_s=settings.soak_s, max_latency_s=settings.max_latency_s)
 
     @contextmanager
-    def _fleet(self, name: str, options: SiteOptions, *, served: str) -> Iterator[tuple[Crew, Observer]]:
-        """A site with all its agents there, which serve a version already."""
+    def _fleet(
+        self, name: str, options: SiteOptions, *, served: str, blocks: bool = False
+    ) -> Iterator[tuple[Crew, Observer]]:
+        """A site with all its agents there, which serve a version already. `blocks`: as `Observer` takes it."""
         digits = load_digits_split(options.devices, alpha=EVERY_CLASS, seed=self._settings.seed)
         versions, folder = self._made(), self._directory / name
-        with open_site(folder, options, digits, versions) as site, Crew(site) as crew, Observer(site) as observer:
+        with (
+            open_site(folder, options, digits, versions) as site,
+            Crew(site) as crew,
+            Observer(site, blocks=blocks) as observer,
+        ):
             for device, ratio in site.ratios.items():
                 trained = next(record for record in versions[served] if record.values["ratio"] == ratio)
                 preinstall(site, device, served, trained)
