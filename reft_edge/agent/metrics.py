@@ -2,7 +2,7 @@
 
 What is so now is looked up when the page is read, in the page's own thread: the daemon does nothing for it. What has
 happened is counted as the daemon says it, which costs nothing where nobody asks. Then prometheus-client is not loaded
-either; where it is, the idle daemon takes some 1.3 MiB more. Counters begin at 0 with the process.
+either; where it is, the idle daemon takes about 1 MiB more. Counters begin at 0 with the process.
 """
 
 from __future__ import annotations

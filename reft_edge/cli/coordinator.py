@@ -207,7 +207,8 @@ def _with_tensorboard(show: Listener, folder: str | None, results: Path) -> Iter
         return
     from reft_edge.coordinator.report.tensorboard import LiveScalars
 
-    with LiveScalars(Path(folder) if folder else results / "tensorboard", results=results) as scalars:
+    scalars = LiveScalars(Path(folder) if folder else results / "tensorboard", results=results)
+    with contextlib.closing(scalars):
 
         def tell(event: Event) -> None:
             show(event)

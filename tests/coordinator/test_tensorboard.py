@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
 import pytest
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event as Record
+from tensorboardX.record_writer import RecordWriter
 
 from reft_edge.cli.main import main
 from reft_edge.coordinator import events
 from reft_edge.coordinator.event_log import EventLog
 from reft_edge.coordinator.report.tensorboard import LiveScalars, write_run
-from reft_edge.errors import ResourceError
+from reft_edge.errors import FederationError, ResourceError
 from tests.written_run import RUN, TOOK, told
 from tests.written_run import write_run as write_federation
 
@@ -102,17 +106,39 @@ def test_written_again_there_is_nothing_twice(tmp_path: Path) -> None:
 def test_a_run_that_goes_on_is_written_on_and_one_that_was_resumed_from_its_beginning(tmp_path: Path) -> None:
     results, curves = tmp_path / "federation", tmp_path / "curves"
     begun = told()
-    with LiveScalars(curves, results=results) as live, EventLog(results / RUN, live.show) as tell:
+    with closing(LiveScalars(curves, results=results)) as live, EventLog(results / RUN, live.show) as tell:
         for event in begun:
             tell(event)
         assert scalars(curves / RUN)["accuracy/round"] == [(1, 0.5)]  # before anything is closed
     resumed = msgspec.structs.replace(begun[0], resumed=True)
-    with LiveScalars(curves, results=results) as live, EventLog(results / RUN, live.show) as tell:
+    with closing(LiveScalars(curves, results=results)) as live, EventLog(results / RUN, live.show) as tell:
         for event in (resumed, *MORE):
             tell(event)
     found = scalars(curves / RUN)
     assert found["accuracy/round"] == [(1, 0.5), (2, 0.7)]
     assert found["predicted_seconds/pi-2"] == [(1, 3.5)]
+
+
+def test_a_disk_that_fills_up_costs_the_curves_and_not_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, results = told(), tmp_path / "federation"
+    with closing(LiveScalars(tmp_path / "curves", results=results)) as live, EventLog(results / RUN, live.show) as tell:
+        tell(begun[0])
+
+        def full(_writer: object, _data: bytes) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(RecordWriter, "write", full)
+        for event in (*begun[1:], *MORE):
+            tell(event)
+    (line,) = caplog.messages
+    assert line.endswith("cannot be written: No space left on device; no more curves for TensorBoard")
+
+
+def test_a_log_without_its_beginning_is_one_error(tmp_path: Path) -> None:
+    with pytest.raises(FederationError, match="lacks its beginning"):
+        write_run(told()[1:], tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:

@@ -5,16 +5,17 @@ The step is the round; of a distillation the epoch, counted over all rounds. Tim
 measured is shown when its round has closed, and not if its update was rejected: then it is not believed.
 
 Written with tensorboardX, which needs nothing that onnx does not need as well; torch's own writer needs all of
-TensorBoard on the coordinator's machine.
+TensorBoard on the coordinator's machine. Of tensorboardX only the file's format is used: its `SummaryWriter` writes in
+a thread, and once that has died of a full disk whoever goes on adding scalars waits for ever.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from reft_edge.coordinator.event_log import EVENTS_FILE, read_log
 from reft_edge.coordinator.events import (
@@ -27,52 +28,68 @@ from reft_edge.coordinator.events import (
     Started,
     UpdateSeen,
 )
-from reft_edge.errors import ConfigError, ResourceError
+from reft_edge.errors import ConfigError, FederationError, ResourceError
 
 try:
-    from tensorboardX import SummaryWriter
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event as Record
+    from tensorboardX.proto.summary_pb2 import Summary
 except ModuleNotFoundError as exc:
     hint = "curves for TensorBoard need the package tensorboardX; install it with: pip install 'reft-edge[tensorboard]'"
     raise ConfigError(hint) from exc
 
+_log = logging.getLogger(__name__)
+
 
 def write_run(events: Sequence[Event], folder: Path) -> Path:
-    """Write a run into a folder of its own below `folder`; returns that. Raises `ResourceError`."""
-    run = next(event.run for event in events if isinstance(event, Started))
-    with RunScalars(folder / run) as scalars:
+    """Write a run into a folder of its own below `folder`; returns that.
+
+    Raises `FederationError` for events that do not say which run they are of, `ResourceError` from the disk.
+    """
+    started = next((event for event in events if isinstance(event, Started)), None)
+    if started is None:
+        raise FederationError("the run's log lacks its beginning, and so its name")
+    with contextlib.closing(RunScalars(folder / started.run)) as scalars:
         for event in events:
             scalars.show(event)
-    return folder / run
+    return folder / started.run
 
 
 class LiveScalars:
-    """Writes a run into `folder` as it goes on: what is in its log below `results` already, then event by event."""
+    """Writes a run into `folder` as it goes on: what is in its log below `results` already, then event by event.
+
+    A disk that fills up in the middle costs the curves and not the run.
+    """
 
     def __init__(self, folder: Path, *, results: Path) -> None:
         self._folder = folder
         self._results = results
-        self._open = contextlib.ExitStack()
         self._scalars: RunScalars | None = None
 
-    def __enter__(self) -> LiveScalars:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.close()
+    def close(self) -> None:
+        """Never fails: the run is more than its curves."""
+        scalars, self._scalars = self._scalars, None
+        if scalars is not None:
+            with contextlib.suppress(ResourceError):
+                scalars.close()
 
     def show(self, event: Event) -> None:
-        """Take in an event. Raises `ResourceError` when the folder cannot be written."""
+        """Take in an event. Raises `ResourceError` when the folder cannot be written as a run begins."""
         if isinstance(event, Started):
-            self._open.close()
-            self._scalars = self._open.enter_context(RunScalars(self._folder / event.run))
+            self.close()
+            self._scalars = RunScalars(self._folder / event.run)
             for earlier in read_log(self._results / event.run / EVENTS_FILE):  # ends with this very event
                 self._scalars.show(earlier)
         elif self._scalars is not None:
-            self._scalars.show(event)
+            try:
+                self._scalars.show(event)
+            except ResourceError as exc:
+                _log.warning("%s; no more curves for TensorBoard", exc)
+                self.close()
 
 
 class RunScalars:
-    """Writes a run's events into `folder`, in place of what earlier ones wrote there. A context manager."""
+    """Writes a run's events into `folder`, in place of what earlier ones wrote there. Raises `ResourceError`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -81,32 +98,28 @@ class RunScalars:
         self._epoch = 0
         self._updates: dict[str, UpdateSeen] = {}
         """Of the present round, by device: what was said of each last."""
-
-    def __enter__(self) -> RunScalars:
-        try:
-            for old in self._folder.glob("events.out.tfevents.*"):
+        with self._disk_errors():
+            folder.mkdir(parents=True, exist_ok=True)
+            for old in folder.glob("events.out.tfevents.*"):
                 old.unlink()
-            self._writer = SummaryWriter(str(self._folder))
-        except OSError as exc:
-            raise ResourceError(f"{self._folder} cannot be written: {exc.strerror or exc}") from exc
-        return self
+            self._file = EventsWriter(str(folder / "events"))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._writer.close()
+    def close(self) -> None:
+        with self._disk_errors():
+            self._file.close()
 
     def show(self, event: Event) -> None:
         """Take in an event."""
-        if isinstance(event, Distilling):
-            self._epoch = event.epoch
-            self._add("distillation/loss", event.loss, self._epochs_before + event.epoch, event.at)
-        elif (scalars := list(self._of(event))) and (number := getattr(event, "round", None)) is not None:
-            for tag, value in scalars:
-                self._add(tag, value, number, event.at)
+        with self._disk_errors():
+            if isinstance(event, Distilling):
+                self._epoch = event.epoch
+                self._add("distillation/loss", event.loss, self._epochs_before + event.epoch, event.at)
+            for tag, value in self._of(event):
+                self._add(tag, value, getattr(event, "round", 0), event.at)
+            if isinstance(event, RoundMerged | RoundDistilled | RoundClosed):
+                self._file.flush()
         if isinstance(event, RoundDistilled | RoundClosed):
             self._epochs_before, self._epoch = self._epochs_before + self._epoch, 0
-            self._writer.flush()
 
     def _of(self, event: Event) -> Iterator[tuple[str, float | None]]:
         """The scalars that an event of a round brings."""
@@ -130,7 +143,15 @@ class RunScalars:
 
     def _add(self, tag: str, value: float | None, step: int, at: float | None) -> None:
         if value is not None:
-            self._writer.add_scalar(tag, value, step, walltime=at)
+            summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
+            self._file.write_event(Record(wall_time=at or 0.0, step=step, summary=summary))
+
+    @contextlib.contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            raise ResourceError(f"{self._folder} cannot be written: {exc.strerror or exc}") from exc
 
 
 def _planned(event: Planned) -> Iterable[tuple[str, float]]:
