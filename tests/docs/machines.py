@@ -17,8 +17,8 @@ from pathlib import Path
 
 from tests.docs.guide import Command, File, Section
 
-WAIT_S = 90.0
-"""For a command to say what it should: several times what the slowest takes on two busy cores."""
+WAIT_S = 180.0
+"""For a command to say what it should: ten times what the slowest takes on two idle cores."""
 
 END_S = 15.0
 

@@ -34,7 +34,7 @@ def test_lines_are_short_enough_to_read(page: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_model_and_data_of_ones_own_work_as_the_guide_says(tmp_path: Path) -> None:
     (broker,) = free_ports(1)
     with site(tmp_path, substitutions={"18832": str(broker)}) as machines:
@@ -43,7 +43,7 @@ def test_a_model_and_data_of_ones_own_work_as_the_guide_says(tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.mosquitto
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.usefixtures("mosquitto_program")
 def test_a_fleet_comes_to_life_as_the_guide_says(tmp_path: Path) -> None:
     tls, dashboard, http, metrics = free_ports(4)
