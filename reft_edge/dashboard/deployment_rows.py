@@ -53,7 +53,7 @@ DEVICE_WORDS: Mapping[DeployedState, tuple[str, Tone]] = {
 _PLACES = {state: place for place, state in enumerate(DEVICE_WORDS)}
 
 DEPLOYMENTS = columns(
-    {"deployment": "link", "state": "state"},
+    {"deployment": "link", "state": "state", "started": "time", "took": "number"},
     deployment="deployment",
     state="state",
     version="version",
@@ -117,9 +117,10 @@ def rollout(devices: Sequence[DeployedDevice], serving: Mapping[str, Served | No
             "place": _PLACES[one.state],
             "wave": one.wave,
             "model": one.model,
+            "model_more": one.why,
             **_measured(one, serving.get(one.device), metric),
             "took": _span(one.asked_at, one.answered_at),
-            "reason": one.reason or one.why,
+            "reason": one.reason,
         }
         for one in devices
     ]

@@ -24,9 +24,9 @@ Value: TypeAlias = str | int | float | None
 Row: TypeAlias = dict[str, Value]
 Column: TypeAlias = dict[str, str]
 
-Kind: TypeAlias = Literal["text", "number", "state", "mark", "progress", "age", "due", "link"]
+Kind: TypeAlias = Literal["text", "number", "state", "mark", "progress", "age", "due", "link", "time"]
 """How a column shows its values: `number` is aligned and sorted as one, `mark` warns where it says anything, `age` and
-`due` are Unix seconds behind us and before us."""
+`due` are Unix seconds behind us and before us, `link` leads to the row's `href`."""
 
 Tone: TypeAlias = Literal["busy", "good", "warn", "bad", "quiet"]
 
@@ -223,7 +223,7 @@ def rejected(report: RunReport) -> list[Row]:
     ]
 
 
-QUARANTINED = columns(device="device", since="since", author="by", reason="why")
+QUARANTINED = columns({"since": "time"}, device="device", since="since", author="by", reason="why")
 
 
 def quarantined(records: Sequence[QuarantineRecord]) -> list[Row]:

@@ -23,7 +23,7 @@ from reft_edge.coordinator.report.record import RunReport, gather
 from reft_edge.coordinator.run_files import FleetFiles, RunFiles, find_latest
 from reft_edge.errors import FederationError
 
-STORE_S = 1.0
+STORE_S = 0.5
 """How often the store is read while it changes all the time, or is not there yet. Events, which say what devices do, do
 not wait for it."""
 
