@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, delete, func, select, update
 
 from reft_edge.bundle.manifest import BlobRef
 from reft_edge.coordinator import tables
@@ -38,6 +38,17 @@ def devices(connection: Connection, deployment: str) -> list[DeployedDevice]:
     table = tables.deployed_devices
     query = select(table).where(table.c.deployment == deployment).order_by(table.c.device)
     return read(connection, query, DeployedDevice)
+
+
+def last_parts(connection: Connection, federation: str, device: str | None = None) -> list[DeployedDevice]:
+    """Of each device, or of one, its part in the last deployment that it was asked in. By name."""
+    parts, table = tables.deployed_devices, tables.deployments
+    query = select(parts, func.max(table.c.started_at)).join(table, parts.c.deployment == table.c.deployment)
+    query = query.where(table.c.federation == federation, parts.c.asked_at.is_not(None))
+    if device is not None:
+        query = query.where(parts.c.device == device)
+    # SQLite takes the other columns from the row that has the maximum (https://sqlite.org/lang_select.html).
+    return read(connection, query.group_by(parts.c.device).order_by(parts.c.device), DeployedDevice)
 
 
 def remember_seeded(connection: Connection, blobs: Iterable[BlobRef]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from reft_edge.coordinator.catalogue import Catalogue
-    from reft_edge.coordinator.deploying.standing import StandingDeployment
+    from reft_edge.coordinator.deploying.standing import StandingDeployments
     from reft_edge.coordinator.events import Listener
     from reft_edge.coordinator.fleet import Fleet
     from reft_edge.coordinator.learning import Learner
@@ -31,7 +31,7 @@ class RunParts:
     learner: Learner
     network: Network
     fleet: Fleet
-    standing: StandingDeployment
+    standing: StandingDeployments
     rejected: RejectedUpdates
     listener: Listener
     clock: Callable[[], float]

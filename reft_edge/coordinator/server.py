@@ -19,7 +19,7 @@ import msgspec
 
 from reft_edge.coordinator import events
 from reft_edge.coordinator.catalogue import Catalogue
-from reft_edge.coordinator.deploying.standing import StandingDeployment, kept_blobs
+from reft_edge.coordinator.deploying.standing import StandingDeployments, kept_blobs
 from reft_edge.coordinator.event_log import EVENTS_FILE, EventLog, read_log
 from reft_edge.coordinator.exporting import Exporter
 from reft_edge.coordinator.file_metadata import Origin
@@ -177,7 +177,7 @@ class Coordinator:
             catalogue=Catalogue(self._preparation.workshop(), run=record.run, store=store, blobs=blobs),
             learner=self._learner(),
             network=network,
-            standing=StandingDeployment(store=store, network=network, blobs=blobs, federation=federation),
+            standing=StandingDeployments(store=store, network=network, blobs=blobs, federation=federation),
             fleet=Fleet(device for device in store.devices() if keys is None or keys.recall(device)),
             rejected=self._rejected(),
             listener=listener,

@@ -356,10 +356,15 @@ class Store(Database):
         """Who was there when a coordinator, a deployment or a monitor was last at work, by name."""
         return self._read(select(tables.presence).order_by(tables.presence.c.device), PresenceRecord)
 
-    def deployed_device(self, deployment: str, device: str) -> DeployedDevice | None:
-        table = tables.deployed_devices
-        query = select(table).where(table.c.deployment == deployment, table.c.device == device)
-        return next(iter(self._read(query, DeployedDevice)), None)
+    def last_parts(self, federation: str) -> list[DeployedDevice]:
+        """Of each device its part in the last deployment that it was asked in, by name."""
+        with self._transaction() as connection:
+            return deployment_queries.last_parts(connection, federation)
+
+    def last_part(self, federation: str, device: str) -> DeployedDevice | None:
+        """The same of one device; None where it was never asked."""
+        with self._transaction() as connection:
+            return next(iter(deployment_queries.last_parts(connection, federation, device)), None)
 
     def save_deployed_device(self, record: DeployedDevice) -> None:
         with self._transaction() as connection:

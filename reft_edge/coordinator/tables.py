@@ -214,7 +214,7 @@ deployed_devices = Table(
     "deployed_devices",
     schema,
     Column("deployment", String, primary_key=True),
-    Column("device", String, primary_key=True),
+    Column("device", String, primary_key=True, index=True),
     Column("model", String, nullable=False),
     Column("smaller", String, nullable=False),
     Column("why", Text, nullable=False),

@@ -17,7 +17,7 @@ from reft_edge.bundle.manifest import BlobRef, Manifest
 from reft_edge.config import convert_settings
 from reft_edge.coordinator import rounds
 from reft_edge.coordinator.collecting import Collector
-from reft_edge.coordinator.deploying.standing import StandingDeployment
+from reft_edge.coordinator.deploying.standing import StandingDeployments
 from reft_edge.coordinator.fleet import Fleet
 from reft_edge.coordinator.network_events import Arrived, FromDevice, NotArrived
 from reft_edge.coordinator.open_round import OpenRound
@@ -166,7 +166,7 @@ class _Collecting:
             learner=nothing,
             network=cast(Any, network),
             fleet=Fleet(store.devices()),
-            standing=StandingDeployment(
+            standing=StandingDeployments(
                 store=store, network=cast(Any, network), blobs=self._blobs, federation=self._settings.federation
             ),
             rejected=RejectedUpdates(self._directory / "rejected", self._settings.rejection),

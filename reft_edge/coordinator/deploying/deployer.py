@@ -17,8 +17,8 @@ import msgspec
 
 from reft_edge.coordinator.deploying import rollout
 from reft_edge.coordinator.deploying.rollout import Phase, Rollout, RolloutRules
-from reft_edge.coordinator.deploying.standing import message_for, offer
-from reft_edge.coordinator.network_events import Disowned, FromDevice, LinkUp
+from reft_edge.coordinator.deploying.standing import message_for
+from reft_edge.coordinator.network_events import Disowned, FromDevice, LinkDown, LinkUp
 from reft_edge.coordinator.records import DeployedDevice, DeploymentRecord
 from reft_edge.wire.deployment import Condition
 
@@ -74,6 +74,7 @@ class Deployer:
         self._state = state
         self._listener = listener
         self._of_some = of_some
+        self._connected = True
         self._said: dict[str, tuple[str, str]] = {}
         """Device -> word and model, as they were said over this connection."""
 
@@ -91,19 +92,28 @@ class Deployer:
 
     def _step(self) -> None:
         """Wait for an event of the network or of the clock, and act on it."""
-        due = self._state.next_deadline
-        wait_s = MAX_WAIT_S if due is None else min(MAX_WAIT_S, max(0.0, due - self._site.clock()))
-        event = self._site.listen(wait_s)
+        event = self._site.listen(self._patience_s())
         now = self._site.clock()
         match event:
             case FromDevice(device=device, message=Condition() as condition):
                 self._advance(rollout.Heard(device=device, now=now, condition=condition))
             case FromDevice(device=device) | Disowned(device=device):
                 self._note_presence(device, now)
+            case LinkDown():
+                self._connected = False
             case LinkUp():
+                self._connected = True
                 self._said.clear()  # the broker may have lost what was retained
+                self._advance(rollout.Resumed(now=now))
                 self._say()
-        self._advance(rollout.Tick(now=now))
+        if self._connected:  # while the broker is away nobody can answer, and nobody is late
+            self._advance(rollout.Tick(now=now))
+
+    def _patience_s(self) -> float:
+        due = self._state.next_deadline
+        if due is None or not self._connected:
+            return MAX_WAIT_S
+        return min(MAX_WAIT_S, max(0.0, due - self._site.clock()))
 
     def _hear_what_is_known(self) -> None:
         """Who is there and what they have told, since this process listens."""
@@ -151,18 +161,12 @@ class Deployer:
                 new.append((part, (word, part.model)))
         if not new:
             return
-        self._offer()
+        self._site.standing.offer()
         record = msgspec.structs.replace(self._record, reason=self._state.reason)
         sequence = self._site.store.next_sequence(self._site.clock())
         for part, said in new:
             self._site.network.send_deployment(part.device, message_for(record, part, sequence=sequence))
             self._said[part.device] = said
-
-    def _offer(self) -> None:
-        """Let the devices have what they want now."""
-        site = self._site
-        every = site.store.deployed_devices(self._record.deployment)  # `of_some`: the others may still come for it
-        offer(self._record, every, store=site.store, network=site.network, blobs=site.blobs)
 
     def _interrupted(self) -> None:
         if self._state.phase in (Phase.CANARY, Phase.SOAKING, Phase.ROLLING_OUT):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from reft_edge.coordinator.deploying import rollout
 from reft_edge.coordinator.deploying.deployer import Deployer, Listener, Progress, new_deployment_id, rollout_rules
 from reft_edge.coordinator.deploying.planning import DeploymentPlan, Wishes, plan_deployment
-from reft_edge.coordinator.deploying.standing import needed_blobs
+from reft_edge.coordinator.deploying.standing import forget_files
 from reft_edge.coordinator.records import ENDED_DEPLOYMENTS, DeployedDevice, DeploymentRecord
 from reft_edge.errors import ConfigError, FederationError
 
@@ -67,7 +67,6 @@ def deploy(site: Site, prepared: Prepared, *, listener: Listener) -> Progress:
         return _go_on(site, prepared.goes_on, listener, lambda now: rollout.Resumed(now=now))
     now = site.clock()
     parts = prepared.plan.parts
-    before = site.store.latest_deployment(site.settings.federation)
     record = DeploymentRecord(
         deployment=parts[0].deployment,
         federation=site.settings.federation,
@@ -80,8 +79,6 @@ def deploy(site: Site, prepared: Prepared, *, listener: Listener) -> Progress:
         rules=site.settings.deployment.health_rules,
     )
     site.store.begin_deployment(record, parts)
-    if before is not None:
-        _forget_blobs(site, needed_blobs(before) - needed_blobs(record))
     state = rollout.start_rollout(
         record.deployment, parts, online=site.present(), rules=rollout_rules(site.settings), now=now
     )
@@ -161,14 +158,8 @@ def _go_on(
 
 def _played(site: Site, deployer: Deployer) -> Progress:
     outcome = deployer.play()
-    if outcome.record.state == "rolled_back":
-        _forget_blobs(site, {file.blob.sha256 for model in outcome.record.models for file in model.files})
+    forget_files(site.store, site.blobs, site.settings.federation)
     return outcome
-
-
-def _forget_blobs(site: Site, sha256s: set[str]) -> None:
-    for sha256 in sha256s:
-        site.blobs.remove(sha256)
 
 
 def _is_the_same(record: DeploymentRecord, release: Release, site: Site, wishes: Wishes) -> bool:

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reft_edge.coordinator.deploying.standing import StandingDeployment
+from reft_edge.coordinator.deploying.standing import StandingDeployments
 from reft_edge.coordinator.fleet import Fleet
 from reft_edge.coordinator.fleet_records import FleetRecords
 from reft_edge.coordinator.network import Network
@@ -58,7 +58,7 @@ class Site:
     network: Network
     fleet: Fleet
     records: FleetRecords
-    standing: StandingDeployment
+    standing: StandingDeployments
     conditions: dict[str, Condition]
     """By device, as they were heard since this process began."""
     clock: Callable[[], float]
@@ -140,7 +140,7 @@ def open_site(
             keys=keys,
         )
         fleet = Fleet(device for device in store.devices() if keys is None or keys.recall(device))
-        standing = StandingDeployment(store=store, network=network, blobs=blobs, federation=settings.federation)
+        standing = StandingDeployments(store=store, network=network, blobs=blobs, federation=settings.federation)
         standing.offer()
         network.start(wait_s=CONNECT_TIMEOUT_S)
         stack.callback(network.stop)

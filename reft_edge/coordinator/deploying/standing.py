@@ -48,46 +48,92 @@ def message_for(record: DeploymentRecord, part: DeployedDevice, *, sequence: int
     )
 
 
-def needed_blobs(record: DeploymentRecord) -> set[str]:
-    """SHA-256 of the files that must stay on the disk."""
-    if record.state in ("rolling_back", "rolled_back"):
-        return set()
+def kept_blobs(store: Store, federation: str) -> set[str]:
+    """SHA-256 of the files that must stay on the disk: of every deployment that some device goes by."""
+    going_by = {part.deployment for part in store.last_parts(federation) if not part.undone}
+    records = [record for record in store.deployments(federation) if record.deployment in going_by]
+    return {sha256 for record in records for sha256 in blobs_of(record)}
+
+
+def forget_files(store: Store, blobs: BlobStore, federation: str) -> None:
+    """Remove the files of all deployments that no device goes by any more."""
+    every = {sha256 for record in store.deployments(federation) for sha256 in blobs_of(record)}
+    for sha256 in every - kept_blobs(store, federation):
+        blobs.remove(sha256)
+
+
+def blobs_of(record: DeploymentRecord) -> set[str]:
     return {file.blob.sha256 for model in record.models for file in model.files}
 
 
-def kept_blobs(store: Store, federation: str) -> set[str]:
-    """The same of the federation's latest deployment, for whoever clears the disk."""
-    latest = store.latest_deployment(federation)
-    return set() if latest is None else needed_blobs(latest)
+class StandingDeployments:
+    """What each of a federation's devices was told last: mostly one deployment, more where one was for some of them.
 
-
-def offer(
-    record: DeploymentRecord, parts: Sequence[DeployedDevice], *, store: Store, network: Network, blobs: BlobStore
-) -> None:
-    """Let devices fetch what they were offered; of what they may still want, what is small enough lies at the broker.
-
-    What lay there before and is not wanted any more is cleared. `parts`: of all devices.
+    For whatever process has the network and the store. Times are Unix seconds.
     """
-    if lost := [sha256 for sha256 in needed_blobs(record) if not blobs.has(sha256)]:
-        _log.warning("version %s: %d of its files are lost; deploy it again", record.version, len(lost))
-    for part in parts:
-        network.serve_models(part.device, [ref.sha256 for ref in _given(record, part)])
-    _lay_at_broker(_wanted_at_broker(record, parts, blobs), store=store, network=network)
+
+    def __init__(self, *, store: Store, network: Network, blobs: BlobStore, federation: str) -> None:
+        self._store = store
+        self._network = network
+        self._blobs = blobs
+        self._federation = federation
+
+    def offer(self) -> None:
+        """Let devices fetch what they were offered; of what they may still want, the smaller files lie at the broker.
+
+        What lay there before and is not wanted any more is cleared. Call it before the network starts: a device that
+        asks too early would be told that its files are gone, and give up.
+        """
+        standing = self._standing()
+        for record, part in standing:
+            self._network.serve_models(part.device, [ref.sha256 for ref in _given(record, part)])
+        _lay_at_broker(self._wanted_at_broker(standing), store=self._store, network=self._network)
+
+    def keep_up(self, now: float) -> None:
+        """Offer it, and say again what was not answered. Call it whenever the broker was found."""
+        self.offer()
+        unanswered = [(record, part) for record, part in self._standing() if part.state in UNANSWERED]
+        sequence = self._store.next_sequence(now) if unanswered else 0
+        for record, part in unanswered:
+            self._network.send_deployment(part.device, message_for(record, part, sequence=sequence))
+
+    def hear(self, device: str, condition: Condition, now: float) -> None:
+        """What became of it on a device that comes for it now."""
+        part = self._store.last_part(self._federation, device)
+        if part is not None and (after := after_condition(part, condition, now)) != part:
+            self._store.save_deployed_device(after)
+            self.offer()  # perhaps nobody wants some file any more
+
+    def conclude(self, timeout_s: float) -> None:
+        """Before the network stops: leave at the broker only what devices may still come for.
+
+        Waits until the broker has acknowledged that; where it does not in time, the next process clears it.
+        """
+        if not self._store.seeded():
+            return
+        self.offer()
+        if self._network.wait_until_said(timeout_s):
+            _forget_cleared(self._wanted_at_broker(self._standing()), store=self._store)
+        else:
+            _log.warning("the broker is away; what it holds of models that were deployed is cleared next time")
+
+    def _standing(self) -> list[tuple[DeploymentRecord, DeployedDevice]]:
+        records = {record.deployment: record for record in self._store.deployments(self._federation)}
+        return [(records[part.deployment], part) for part in self._store.last_parts(self._federation)]
+
+    def _wanted_at_broker(self, standing: Iterable[tuple[DeploymentRecord, DeployedDevice]]) -> list[BlobRef]:
+        wanted = {
+            ref.sha256: ref for record, part in standing for ref in _given(record, part) if part.state in UNANSWERED
+        }
+        lost = [ref for ref in wanted.values() if not self._blobs.has(ref.sha256)]
+        if lost:
+            _log.warning("%d files of models that were deployed are lost; deploy them again", len(lost))
+        return [ref for ref in wanted.values() if may_broadcast(ref) and ref not in lost]
 
 
 def _given(record: DeploymentRecord, part: DeployedDevice) -> list[BlobRef]:
     """What a device was offered."""
-    if part.asked_at is None or part.undone:
-        return []
-    return [file.blob for file in record.model(part.model).files]
-
-
-def _wanted_at_broker(record: DeploymentRecord, parts: Iterable[DeployedDevice], blobs: BlobStore) -> list[BlobRef]:
-    wanted: dict[str, BlobRef] = {}
-    for part in parts:
-        if part.state in UNANSWERED:
-            wanted.update((ref.sha256, ref) for ref in _given(record, part))
-    return [ref for ref in wanted.values() if may_broadcast(ref) and blobs.has(ref.sha256)]
+    return [] if part.undone else [file.blob for file in record.model(part.model).files]
 
 
 def _forget_cleared(wanted: Sequence[BlobRef], *, store: Store) -> None:
@@ -104,57 +150,3 @@ def _lay_at_broker(wanted: Sequence[BlobRef], *, store: Store, network: Network)
     for ref in before:
         if ref not in wanted:
             network.clear_broadcast(ref.sha256, count_blocks(ref.size_bytes))
-
-
-class StandingDeployment:
-    """The federation's latest deployment, for a process that does something else. Times are Unix seconds."""
-
-    def __init__(self, *, store: Store, network: Network, blobs: BlobStore, federation: str) -> None:
-        self._store = store
-        self._network = network
-        self._blobs = blobs
-        self._federation = federation
-
-    def offer(self) -> None:
-        """Let devices have what they were offered. Call it before the network starts: one that asks too early would be
-        told that its files are gone, and give up."""
-        self._offered()
-
-    def keep_up(self, now: float) -> None:
-        """Offer it, and say again what was not answered. Call it whenever the broker was found."""
-        record, parts = self._offered()
-        unanswered = [part for part in parts if part.asked_at is not None and part.state in UNANSWERED]
-        if record is None or not unanswered:
-            return
-        sequence = self._store.next_sequence(now)
-        for part in unanswered:
-            self._network.send_deployment(part.device, message_for(record, part, sequence=sequence))
-
-    def _offered(self) -> tuple[DeploymentRecord | None, list[DeployedDevice]]:
-        record = self._store.latest_deployment(self._federation)
-        if record is None:
-            return None, []
-        parts = self._store.deployed_devices(record.deployment)
-        offer(record, parts, store=self._store, network=self._network, blobs=self._blobs)
-        return record, parts
-
-    def hear(self, device: str, condition: Condition, now: float) -> None:
-        """What became of it on a device that comes for it now."""
-        record = self._store.latest_deployment(self._federation)
-        part = None if record is None else self._store.deployed_device(record.deployment, device)
-        if part is not None and (after := after_condition(part, condition, now)) != part:
-            self._store.save_deployed_device(after)
-            self._offered()  # perhaps nobody wants some file any more
-
-    def conclude(self, timeout_s: float) -> None:
-        """Before the network stops: leave at the broker only what devices may still come for.
-
-        Waits until the broker has acknowledged that; where it does not in time, the next process clears it.
-        """
-        record, parts = self._offered()
-        if record is None:
-            return
-        if self._network.wait_until_said(timeout_s):
-            _forget_cleared(_wanted_at_broker(record, parts, self._blobs), store=self._store)
-        else:
-            _log.warning("the broker is away; what it holds of version %s is cleared next time", record.version)

@@ -49,10 +49,9 @@ def test_a_monitor_serves_what_is_too_large_for_the_broker_and_notes_who_came(as
         back = fleet.device("away")
 
         def has_come():
-            part = site.store.deployed_device(fleet_deployment, "away")
+            part = site.store.last_part(fleet.federation, "away")
             return part.state == "serving" and any("away serves" in line for line in lines)
 
-        fleet_deployment = site.store.latest_deployment(fleet.federation).deployment
         Monitor(site, tell=lines.append).watch(stop=has_come)
         assert {one.device: one.online for one in site.store.presence()} == {"away": True, "here": True}
         assert {one.device for one in site.store.conditions()} == {"away", "here"}
@@ -102,7 +101,7 @@ def test_one_that_trains_keeps_the_files_and_serves_them(tmp_path, broker, feder
             "here": "serving",
         }
     blobs = {one.name for one in (tmp_path / "federation/blobs").iterdir()}
-    assert standing.needed_blobs(record) <= blobs
+    assert standing.blobs_of(record) <= blobs
 
 
 def test_a_rollback_finds_what_the_other_devices_may_still_want_untouched(asked_while_away):
