@@ -360,8 +360,9 @@ def test_stopping_answers_what_has_begun_and_closes_what_is_idle(start, tmp_path
     with ThreadPoolExecutor(2) as pool:
         calls = [pool.submit(running.ask, "POST", "/predict", b"%05d" % number) for number in range(2)]
         assert begun.acquire(timeout=TIMEOUT_S)
-        while len(running.server._server.active_channels) < 3:  # one is answered, one waits for the thread
-            pass
+        channels = running.server._server.active_channels
+        while len(channels) < 3 or sum(len(each.requests) for each in list(channels.values())) < 2:
+            may_end.wait(0.001)  # until one is being answered, one waits for the thread, and one is idle
         running.server.stop()
         assert idle.sock.recv(1) == b"", "closed"
         with pytest.raises(ConnectionRefusedError):
