@@ -213,6 +213,8 @@ ROLLOUT = Rollout(
     said_bytes=1_500_000,
     heard_bytes=9_000_000,
     file_bytes=1_300_000,
+    until_undone_s=2.5,
+    undo_command_s=3.0,
 )
 WINDOW = Window(requests=100, p50_s=0.002, p99_s=0.004, worst_s=0.02)
 SWAPS = Swaps(
@@ -255,7 +257,7 @@ def write(path: Path, *runs: DeployRun) -> str:
 def test_the_section_shows_what_was_run_and_which_goals_are_missed(tmp_path) -> None:
     path = tmp_path / "deploy.json"
     text = write(path, DeployRun(part="rollout", number=0, rollout=ROLLOUT))
-    assert "| command to the last device serving | 20.00 | 20.00 | 20.00 |" in text
+    assert "| `deploy` to the last device serving | 20.00 | 20.00 | 20.00 |" in text
     assert "Switching under load" not in text
 
     bad = msgspec.structs.replace(STOPPED, switched=3, switched_beyond=1, complaints=("board-02 serves random",))

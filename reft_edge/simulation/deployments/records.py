@@ -35,10 +35,10 @@ class DeploySettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rollout(msgspec.Struct, frozen=True, kw_only=True):
-    """One version on its way to all devices, by `reft-edge deploy`. All seconds but the last are parts of the first."""
+    """One version on its way to all devices, by `reft-edge deploy`, and back, by `reft-edge rollback`."""
 
     until_served_s: float
-    """From the start of the command to the last device's switch."""
+    """From the start of `deploy` to the last device's switch; the next four are its parts."""
     start_s: float
     """Until the canaries were asked: Python, settings, store, compressing, the connection, who is there."""
     canaries_s: float
@@ -48,7 +48,7 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     rest_s: float
     """Until the last of them had switched."""
     command_s: float
-    """The whole command."""
+    """The whole of `deploy`."""
     devices: int
     canaries: int
     fetch_s: float
@@ -63,6 +63,9 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     """MQTT from the broker, to all."""
     file_bytes: int
     """Of the version's ONNX files, each once."""
+    until_undone_s: float
+    """From the start of `rollback` until the last device served the old version again."""
+    undo_command_s: float
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""One roll-out of a good version to every device, taken apart."""
+"""One roll-out of a good version to every device, taken apart, and its undoing."""
 
 from __future__ import annotations
 
@@ -21,31 +21,45 @@ if TYPE_CHECKING:
     from reft_edge.wire.deployment import AttemptState
 
 
-def roll_out(crew: Crew, observer: Observer, version: str, *, file_bytes: int) -> Rollout:
-    """Deploy `version` to all. Raises `FederationError` when it does not come to be served everywhere."""
+def roll_out(crew: Crew, observer: Observer, *, old: str, new: str, file_bytes: int) -> Rollout:
+    """Deploy `new` to all, who serve `old`, and roll it back.
+
+    Raises `FederationError` when one of the two does not come to be served everywhere.
+    """
     site = crew.site
     before = observer.bytes_until_now()
     watch = Watch(site)
-    ended = crew.deploy(version, look=watch.look)
-    watch.look()
+    ended = crew.deploy(new, look=watch.look)
+    switched_at = _last_switch(crew, watch, ended, new)
     after = observer.bytes_until_now()
-    wrong = [*complaints(site, dict.fromkeys(site.devices, (version,))), *crew.died()]
-    if ended.status != 0 or wrong:
-        raise FederationError(f"deploy ended with {ended.status}: {'; '.join([*wrong, ended.said])}")
     _, devices = latest_deployment(site)
-    spans = [_spans(observer.said(device, since=ended.began_at)) for device in site.devices]
-    switched_at = {switch.device: switch.at for switch in watch.switches if switch.version == version}
+    said = [observer.said(device, since=ended.began_at) for device in site.devices]
+    spans = [_spans(one) for one in said]
+    watch = Watch(site)
+    undone = crew.roll_back(look=watch.look)
     return Rollout(
-        **_parts(ended, devices, last_switch_at=max(switched_at.values())),
+        **_parts(ended, devices, last_switch_at=switched_at),
         devices=len(site.devices),
         canaries=sum(device.wave == "canary" for device in devices),
         fetch_s=median(fetching for fetching, _ in spans),
         check_s=median(checking for _, checking in spans),
-        int8=sum(_took_int8(observer.said(device, since=ended.began_at)) for device in site.devices),
+        int8=sum(_took_int8(one) for one in said),
         said_bytes=after.received - before.received,
         heard_bytes=after.sent - before.sent,
         file_bytes=file_bytes,
+        until_undone_s=_last_switch(crew, watch, undone, old) - undone.began_at,
+        undo_command_s=undone.seconds,
     )
+
+
+def _last_switch(crew: Crew, watch: Watch, ended: Ended, version: str) -> float:
+    """When the last device came to serve `version`, Unix time. Raises `FederationError` where one does not."""
+    watch.look()
+    site = crew.site
+    wrong = [*complaints(site, dict.fromkeys(site.devices, (version,))), *crew.died()]
+    if ended.status != 0 or wrong:
+        raise FederationError(f"{version} is not served everywhere: {'; '.join([*wrong, ended.said])}")
+    return max(switch.at for switch in watch.switches if switch.version == version)
 
 
 def latest_deployment(site: Site) -> tuple[DeploymentRecord, list[DeployedDevice]]:

@@ -31,14 +31,16 @@ BAD_WORDS = {
 }
 
 _PARTS: tuple[tuple[str, Callable[[Rollout], float]], ...] = (
-    ("command to the last device serving", lambda run: run.until_served_s),
-    ("command until the canaries are asked", lambda run: run.start_s),
+    ("`deploy` to the last device serving", lambda run: run.until_served_s),
+    ("until the canaries are asked", lambda run: run.start_s),
     ("canaries: fetch, check, switch", lambda run: run.canaries_s),
     ("soak, as set", lambda run: run.soak_s),
     ("the rest: fetch, check, switch", lambda run: run.rest_s),
-    ("of which a device's fetching", lambda run: run.fetch_s),
-    ("and a device's check", lambda run: run.check_s),
+    ("one device's fetching, median of the devices", lambda run: run.fetch_s),
+    ("one device's check, median of the devices", lambda run: run.check_s),
     ("the whole command", lambda run: run.command_s),
+    ("`rollback` to the last device serving the old one", lambda run: run.until_undone_s),
+    ("the whole command", lambda run: run.undo_command_s),
 )
 
 
@@ -132,11 +134,11 @@ def _rollouts(runs: Sequence[Rollout]) -> str:
     said, heard = (median(getattr(run, name) for run in runs) / 1e6 for name in ("said_bytes", "heard_bytes"))
     int8 = median(run.int8 for run in runs)
     after = (
-        f"\n{len(runs)} roll-outs, two versions in turn, to {first.devices} devices, {first.canaries} of them "
-        f"canaries. The broker received {said:.2f} MB and sent {heard:.2f} MB for each (MQTT without TLS, medians); "
-        f"the version's files are {first.file_bytes / 1e6:.2f} MB. {int8:g} devices took int8, the others float32: "
-        "each takes what it measured better. A check is a worker that starts, both files on the samples held out, "
-        "latency one sample at a time, and what is served now for comparison.\n"
+        f"\n{len(runs)} times to {first.devices} devices, {first.canaries} of them canaries, and back. The broker "
+        f"received {said:.2f} MB and sent {heard:.2f} MB for each (MQTT without TLS, medians); the version's files are "
+        f"{first.file_bytes / 1e6:.2f} MB. {int8:g} devices took int8, the others float32: each takes what it measured "
+        "better. A check is a worker that starts, both files on the samples held out, latency one sample at a time, "
+        "and what is served now for comparison.\n"
     )
     return table(("seconds", "median", "least", "most"), rows) + after
 

@@ -78,15 +78,12 @@ class Workplace:
                 yield from parts[part](numbers)
 
     def rollouts(self, numbers: Sequence[int]) -> Iterator[DeployRun]:
-        """The two good versions, in turn."""
-        served = OLD if numbers[0] % 2 == 0 else NEW
-        with self._fleet("rollout", self._options(self._settings.devices), served=served) as (crew, observer):
+        """There and back."""
+        file_bytes = sum(Path(record.path).stat().st_size for record in self._made()[NEW])
+        with self._fleet("rollout", self._options(self._settings.devices), served=OLD) as (crew, observer):
             for number in numbers:
-                served = NEW if served == OLD else OLD
-                n_bytes = sum(Path(record.path).stat().st_size for record in self._made()[served])
-                yield DeployRun(
-                    part="rollout", number=number, rollout=roll_out(crew, observer, served, file_bytes=n_bytes)
-                )
+                rollout = roll_out(crew, observer, old=OLD, new=NEW, file_bytes=file_bytes)
+                yield DeployRun(part="rollout", number=number, rollout=rollout)
         self._remove("rollout")
 
     def swaps(self, numbers: Sequence[int]) -> Iterator[DeployRun]:
