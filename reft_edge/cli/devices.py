@@ -45,7 +45,7 @@ def _print(devices: list[DeviceOverview]) -> None:
     from rich.console import Console
 
     from reft_edge.coordinator.overview import served_text
-    from reft_edge.coordinator.report.page import seconds_text
+    from reft_edge.coordinator.report.figures import seconds_text
     from reft_edge.coordinator.report.terminal import new_table, right_aligned
     from reft_edge.coordinator.report.times import age_text
 

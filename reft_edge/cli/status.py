@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(found: RunOverview) -> None:
-    from reft_edge.coordinator.report.page import metric_text
+    from reft_edge.coordinator.report.figures import metric_text
     from reft_edge.coordinator.report.times import time_text
 
     if found.run:

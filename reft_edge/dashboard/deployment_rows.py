@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from reft_edge.coordinator.report.page import bytes_text, metric_text, seconds_text
+from reft_edge.coordinator.report.figures import bytes_text, metric_text, seconds_text
 from reft_edge.coordinator.report.times import time_text
 from reft_edge.dashboard.rows import Row, Tone, columns
 

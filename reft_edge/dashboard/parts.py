@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from nicegui import Event, ui
 
-from reft_edge.coordinator.report.page import metric_text
+from reft_edge.coordinator.report.figures import metric_text
 from reft_edge.dashboard.live_table import LiveTable
 
 if TYPE_CHECKING:

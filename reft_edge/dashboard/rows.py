@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from reft_edge.coordinator.report.page import bytes_text, metric_text, seconds_text
+from reft_edge.coordinator.report.figures import bytes_text, metric_text, seconds_text
 from reft_edge.coordinator.report.times import time_text
 
 if TYPE_CHECKING:

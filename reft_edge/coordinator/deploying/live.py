@@ -15,7 +15,7 @@ from rich.text import Text
 from reft_edge.coordinator.deploying.deployer import Progress
 from reft_edge.coordinator.deploying.planning import DeploymentPlan
 from reft_edge.coordinator.records import DeployedDevice, DeploymentRecord
-from reft_edge.coordinator.report.page import metric_text
+from reft_edge.coordinator.report.figures import metric_text
 from reft_edge.coordinator.report.terminal import new_table, right_aligned
 from reft_edge.errors import one_line
 

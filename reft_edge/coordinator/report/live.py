@@ -36,7 +36,7 @@ from reft_edge.coordinator.events import (
     UpdateSeen,
     Waiting,
 )
-from reft_edge.coordinator.report.page import metric_text, seconds_text
+from reft_edge.coordinator.report.figures import metric_text, seconds_text
 from reft_edge.errors import one_line
 
 REFRESHES_PER_S = 4

@@ -12,6 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from reft_edge.coordinator.report import plots
+from reft_edge.coordinator.report.figures import bytes_text, metric_text, seconds_text
 
 if TYPE_CHECKING:
     from reft_edge.coordinator.report.record import RunReport
@@ -34,26 +35,3 @@ def to_html(report: RunReport) -> str:
         "share": Markup(plots.share_by_device(report)),  # noqa: S704
     }
     return environment.from_string(source).render(report=report, plots=drawn)
-
-
-def metric_text(value: float | None, metric: str) -> str:
-    """An accuracy in per cent, another metric with four digits, a hyphen for what is unknown."""
-    if value is None:
-        return "-"
-    return f"{value:.1%}" if metric == "accuracy" else f"{value:.4g}"
-
-
-def bytes_text(n_bytes: float) -> str:
-    """In B, KiB, MiB or GiB."""
-    for unit in ("B", "KiB", "MiB"):
-        if abs(n_bytes) < 1024:
-            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1024
-    return f"{n_bytes:.2f} GiB"
-
-
-def seconds_text(seconds: float | None) -> str:
-    """With two digits after the point below ten seconds, a hyphen for what is unknown."""
-    if seconds is None:
-        return "-"
-    return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"

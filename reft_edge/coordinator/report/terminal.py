@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from reft_edge.coordinator.report.page import bytes_text, metric_text, seconds_text
+from reft_edge.coordinator.report.figures import bytes_text, metric_text, seconds_text
 
 if TYPE_CHECKING:
     from reft_edge.coordinator.report.record import DeviceFigures, RunReport
