@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 from sqlalchemy import Connection, Table, create_engine, event
@@ -22,6 +22,9 @@ from reft_edge.coordinator import tables
 from reft_edge.errors import FederationError, ResourceError
 
 Record = TypeVar("Record", bound=msgspec.Struct)
+
+Holder: TypeAlias = Literal["coordinator", "operator"]
+"""Who owns a store: a coordinator, which trains, or a person's deployment, roll-back or monitor."""
 
 DATABASE_FILE = "coordinator.sqlite"
 LOCK_FILE = "coordinator.lock"
@@ -34,15 +37,15 @@ LOCK_PAUSE_S = 0.05
 class Database:
     """An open database in `directory`, which is created. Use it from one thread; `close` it.
 
-    `shared`: beside the process that owns it; it must be there.
+    `shared`: beside the process that owns it; it must be there. `holder`: what the owner is, for those who look.
     Raises `FederationError` when another process has it open, it was written by another version, or a shared one is not
     there; `ResourceError` when the disk is full or cannot be used.
     """
 
-    def __init__(self, directory: Path, *, shared: bool = False) -> None:
+    def __init__(self, directory: Path, *, shared: bool = False, holder: Holder = "coordinator") -> None:
         if shared and not (directory / DATABASE_FILE).is_file():
             raise FederationError(f"{directory} has no store yet; the coordinator makes it when it is first started")
-        self._lock = None if shared else _lock(directory)
+        self._lock = None if shared else _lock(directory, holder)
         self._engine = create_engine(f"sqlite:///{directory / DATABASE_FILE}")
         event.listen(self._engine, "connect", _configure)
         with ExitStack() as undo:
@@ -85,14 +88,20 @@ class Database:
 
 def is_at_work(directory: Path) -> bool:
     """Whether a process owns the store in `directory`."""
+    return holder_of(directory) is not None
+
+
+def holder_of(directory: Path) -> Holder | None:
+    """What owns the store in `directory`; None where nobody does."""
     try:
         with (directory / LOCK_FILE).open("r", encoding="utf-8") as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return "operator" if handle.read() == "operator" else "coordinator"
     except OSError:  # nobody ever opened it
-        return False
-    return False
+        return None
+    return None
 
 
 def read(connection: Connection, query: Any, kind: type[Record]) -> list[Record]:
@@ -114,11 +123,11 @@ def upsert(connection: Connection, table: Table, values: dict[str, Any]) -> None
     connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed))
 
 
-def _lock(directory: Path) -> IO[str]:
-    """Hold the store's lock file, for as long as it is open."""
+def _lock(directory: Path, holder: Holder) -> IO[str]:
+    """Hold the store's lock file, for as long as it is open, and write into it who does."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        handle = (directory / LOCK_FILE).open("w", encoding="utf-8")
+        handle = (directory / LOCK_FILE).open("a", encoding="utf-8")  # what its holder wrote stays
     except OSError as exc:
         raise ResourceError(f"{directory} cannot be written: {exc.strerror or exc}; set [output] directory") from exc
     for _ in range(LOCK_ATTEMPTS):
@@ -127,6 +136,9 @@ def _lock(directory: Path) -> IO[str]:
         except OSError:
             time.sleep(LOCK_PAUSE_S)
         else:
+            handle.truncate(0)
+            handle.write(holder)
+            handle.flush()
             return handle
     handle.close()
     raise FederationError(f"another coordinator is at work in {directory}; stop it first")

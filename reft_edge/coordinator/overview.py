@@ -116,7 +116,7 @@ class RunOverview(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     """Why it failed."""
     at_work: bool
-    """Whether a coordinator, a deployment or a monitor works on the federation now."""
+    """Whether a coordinator works on the federation now."""
     created_at: float | None
     ended_at: float | None
     round: int

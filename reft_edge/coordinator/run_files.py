@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from reft_edge.coordinator.database import is_at_work
+from reft_edge.coordinator.database import holder_of
 from reft_edge.coordinator.event_log import EVENTS_FILE, read_log
 from reft_edge.coordinator.events import Event
 from reft_edge.coordinator.records import (
@@ -34,7 +34,7 @@ class FleetFiles:
     results: Path
     """The output directory, where the store lies and each run has a folder."""
     at_work: bool
-    """Whether a process owns the store: a coordinator, a deployment, a roll-back or a monitor."""
+    """Whether a coordinator owns the store, and not a deployment, a roll-back or a monitor, or nobody."""
     devices: list[DeviceRecord]
     quarantined: list[QuarantineRecord]
     presence: list[PresenceRecord]
@@ -114,7 +114,7 @@ def _read_fleet(store: Store, federation: str, results: Path) -> FleetFiles:
     return FleetFiles(
         federation=federation,
         results=results,
-        at_work=is_at_work(results),
+        at_work=holder_of(results) == "coordinator",
         devices=store.devices(),
         quarantined=store.quarantined(),
         presence=store.presence(),

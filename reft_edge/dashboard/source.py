@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from reft_edge.coordinator.database import DATABASE_FILE, is_at_work
+from reft_edge.coordinator.database import DATABASE_FILE, holder_of
 from reft_edge.coordinator.drift import Departure, departures
 from reft_edge.coordinator.event_log import LogReader
 from reft_edge.coordinator.events import DeviceProgress, DeviceSeen, Distilling, Event, Waiting
@@ -112,7 +112,7 @@ class Source:
             return ()
         results = self._files.results
         database = results / DATABASE_FILE
-        return _stamp_of(database), _stamp_of(database.with_name(f"{DATABASE_FILE}-wal")), is_at_work(results)
+        return _stamp_of(database), _stamp_of(database.with_name(f"{DATABASE_FILE}-wal")), holder_of(results)
 
     def _look_at_log(self, files: FleetFiles) -> list[Event]:
         if not isinstance(files, RunFiles):

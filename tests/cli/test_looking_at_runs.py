@@ -16,6 +16,7 @@ from reft_edge.coordinator import events
 from reft_edge.coordinator.database import is_at_work
 from reft_edge.coordinator.event_log import EventLog, follow_log
 from reft_edge.coordinator.store import Store
+from reft_edge.errors import FederationError
 from tests.written_deployment import write_rollout
 from tests.written_run import FINISHED, RUN, SETTINGS, told, write_run
 
@@ -43,6 +44,15 @@ def test_status_sees_a_coordinator_at_work(federation, capsys):
     with closing(Store(federation.parent / "federation")):
         assert json.loads(answer(capsys, "status", federation, "--json"))["at_work"] is True
     assert json.loads(answer(capsys, "status", federation, "--json"))["at_work"] is False
+
+
+def test_a_run_is_interrupted_while_only_a_monitor_or_a_deployment_is_at_work(federation, capsys):
+    with closing(Store(federation.parent / "federation", holder="operator")):
+        assert "interrupted: the coordinator is not running" in answer(capsys, "status", federation)
+        assert is_at_work(federation.parent / "federation")
+        with pytest.raises(FederationError):
+            Store(federation.parent / "federation")
+        assert "interrupted" in answer(capsys, "status", federation), "who knocked in vain does not count"
 
 
 def test_asking_who_is_at_work_does_not_keep_a_coordinator_out(tmp_path):

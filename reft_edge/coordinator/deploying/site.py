@@ -130,7 +130,7 @@ def open_site(
         address = settings.broker.address
         _log.warning("no [trust] in the settings: whoever reaches broker %s can speak for devices", address)
     with ExitStack() as stack:
-        store = stack.enter_context(closing(Store(directory)))
+        store = stack.enter_context(closing(Store(directory, holder="operator")))
         blobs = BlobStore(directory / BLOBS)
         network = Network(
             settings.broker.resolved_in(base_dir),
