@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 USAGE = """\
 reft-edge serve: predicts with the model that this device serves.
 
-POST /predict   the body is a picture, an array saved as .npy, or JSON {"inputs": [...]}
+POST /predict   the body is a picture, an array saved as .npy, or JSON {"inputs": [...]}; at most 32 MiB
 GET /model      what is served, and what it takes
 GET /health     200, or 503 until something is served
 GET /metrics    for Prometheus
