@@ -1,10 +1,11 @@
 """An ONNX file ready to predict: what it takes, what it gives, and what it says about itself.
 
 Files that reft-edge exports say all that is needed (their metadata are written by `coordinator.file_metadata`). Any
-other ONNX file works too if it has one input whose first axis is the samples and whose other axes are fixed; its first output
-counts. What it does not say is decided as follows. uint8 samples are pictures and are divided by 255, as everywhere in reft-edge,
-unless `Image.NominalPixelRange` says otherwise. Two or more numbers a sample are scores of classes, unless `task` says
-`regression`. Whether scores are probabilities already is seen by running the file once, which shows, too, that it runs.
+other ONNX file works too if it has one input whose first axis is the samples and whose other axes are fixed; its first
+output counts. What it does not say is decided as follows. uint8 samples are pictures and are divided by 255, as
+everywhere in reft-edge, unless `Image.NominalPixelRange` says otherwise. Two or more numbers a sample are scores of
+classes, unless `task` says `regression`. Whether scores are probabilities already is seen by running the file once,
+which shows, too, that it runs.
 
 The only file of the serving side that knows onnxruntime.
 """
