@@ -37,7 +37,12 @@ def test_lines_are_short_enough_to_read(page: Path) -> None:
 @pytest.mark.timeout(600)
 def test_a_model_and_data_of_ones_own_work_as_the_guide_says(tmp_path: Path) -> None:
     (broker,) = free_ports(1)
-    with site(tmp_path, substitutions={"18832": str(broker)}) as machines:
+    substitutions = {
+        "18832": str(broker),
+        # Agents would measure at their first start, where tests run side by side: tests/agent/test_profiler.py does it.
+        "[limits]\n": f'[profile]\npath = "{DOCS.parent / BOARD}"\n\n[limits]\n',
+    }
+    with site(tmp_path, substitutions=substitutions) as machines:
         machines.follow(read_guide(DOCS / "own-model-and-data.md"))
 
 
