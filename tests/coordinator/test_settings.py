@@ -9,6 +9,7 @@ from reft_edge.coordinator.settings import load_federation, run_digest
 from reft_edge.errors import ConfigError
 from reft_edge.wire.codec_names import Int8, LayerWise, RandomK, TopK
 from reft_edge.wire.compensation_names import EControlOptions, EF21Options
+from reft_edge.wire.deployment import HealthRules
 
 MINIMAL = """
 federation = "demo"
@@ -157,3 +158,15 @@ def test_a_codec_is_a_name_or_a_table_with_options(tmp_path):
 def test_a_codec_that_cannot_be_is_refused(tmp_path, line, says):
     with pytest.raises(ConfigError, match=says):
         read(tmp_path, MINIMAL + f"[training]\n{line}\n")
+
+
+def test_a_goal_for_latency_is_what_devices_check_unless_the_rules_say_otherwise(tmp_path):
+    goal = read(tmp_path, MINIMAL + "[deployment]\nlatency_s = 0.05\n").deployment
+    assert (goal.latency_s, goal.health_rules.max_latency_s) == (0.05, 0.05)
+    rule = read(
+        tmp_path, MINIMAL + "[deployment]\nlatency_s = 0.05\n[deployment.rules]\nmax_latency_s = 0.2\n"
+    ).deployment
+    assert rule.health_rules.max_latency_s == 0.2
+    assert read(tmp_path, MINIMAL).deployment.health_rules == HealthRules()
+    with pytest.raises(ConfigError, match=r"\[deployment.rules\] unknown key 'max_latency'"):
+        read(tmp_path, MINIMAL + "[deployment.rules]\nmax_latency = 0.2\n")

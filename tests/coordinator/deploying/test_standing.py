@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 from contextlib import closing
 
 import pytest
@@ -12,10 +13,14 @@ from reft_edge.coordinator.deploying.operations import deploy, prepare_deploymen
 from reft_edge.coordinator.deploying.planning import Wishes
 from reft_edge.coordinator.deploying.releases import choose_run, release_run
 from reft_edge.coordinator.deploying.site import open_site
+from reft_edge.coordinator.network import Network
 from reft_edge.coordinator.preparation import prepare
 from reft_edge.coordinator.server import Coordinator
 from reft_edge.coordinator.settings import load_federation
 from reft_edge.coordinator.store import Store
+from reft_edge.wire import mqtt, topics
+from reft_edge.wire.blobs import BlobStore
+from reft_edge.wire.blocks import transfer_name
 from reft_edge.wire.deployment import Deploy, Rollback
 from tests.coordinator.deploying.fleet import ignore, states
 from tests.coordinator.deploying.serving_device import ServingDevice
@@ -114,3 +119,43 @@ def test_a_rollback_finds_what_the_other_devices_may_still_want_untouched(asked_
         assert site.store.seeded() == lying
     back = fleet.device("away")
     assert back.serves.wait(10)
+
+
+def test_a_rounds_broadcasts_leave_models_where_they_lie(tmp_path, broker, federation):
+    blobs = BlobStore(tmp_path / "blobs")
+    model, weights = blobs.put(b"a model"), blobs.put(b"a round's weights")
+    network = Network(broker.settings, federation=federation, blobs=blobs, max_parallel_uploads=1)
+    network.start(wait_s=20)
+    try:
+        network.broadcast_models([model])
+        network.broadcast([weights])
+        assert network.wait_until_said(20)
+        assert lying(broker, federation) == {transfer_name(model.sha256), transfer_name(weights.sha256)}
+        network.broadcast([])
+        assert network.wait_until_said(20)
+        assert lying(broker, federation) == {transfer_name(model.sha256)}
+        network.broadcast_models([])
+        assert network.wait_until_said(20)
+        assert lying(broker, federation) == set()
+    finally:
+        network.stop()
+
+
+def lying(broker, federation):
+    """Transfers whose blocks the broker holds: they come in one go, before what is said after subscribing."""
+    events = queue.SimpleQueue()
+    echo = f"{topics.PROBE_PREFIX}/{federation}"
+    subscriptions = [(topics.blob_topic(federation, "+", "+"), 1), (echo, 1)]
+    link = mqtt.MqttLink(broker.settings, client_id="reader", events=events, subscriptions=subscriptions)
+    link.start(wait_s=20)
+    link.publish(echo, b"all?", qos=1)
+    found = set()
+    try:
+        while True:
+            event = events.get(timeout=20)
+            if isinstance(event, mqtt.Received) and event.topic == echo:
+                return found
+            if isinstance(event, mqtt.Received):  # empty: it was cleared while this reader was away
+                (found.add if event.payload else found.discard)(event.topic.split("/")[-2])
+    finally:
+        link.stop()

@@ -1,0 +1,119 @@
+"""Deployments, conditions and presence in the store."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import pytest
+
+from reft_edge.bundle.manifest import BlobRef
+from reft_edge.coordinator import tables
+from reft_edge.coordinator.deploying.standing import kept_blobs
+from reft_edge.coordinator.records import (
+    ConditionRecord,
+    DeployedDevice,
+    DeploymentRecord,
+    PresenceRecord,
+    ReleasedModel,
+)
+from reft_edge.coordinator.store import Store
+from reft_edge.wire.deployment import Condition, Health, HealthRules, ModelFile, Vitals
+
+HEALTH = Health(precision="int8", latency_p50_s=1, latency_p95_s=2, latency_p99_s=3, peak_memory_bytes=4)
+
+
+def ref(letter):
+    return BlobRef(sha256=letter * 64, size_bytes=7)
+
+
+def record(name, *, at, state="canary", letter="a"):
+    file = ModelFile(blob=ref(letter), size_bytes=9, precision="float32", test_metric=0.5)
+    model = ReleasedModel(name="global", files=(file,), sha256s=("f" * 64,))
+    return DeploymentRecord(
+        deployment=name,
+        federation="birds",
+        version=f"v-{name}",
+        state=state,
+        started_at=at,
+        since=at,
+        models=(model,),
+        classes=("robin",),
+        rules=HealthRules(min_accuracy=0.5),
+    )
+
+
+def part(name, device, **changes):
+    return DeployedDevice(deployment=name, device=device, model="global", wave="rest", **changes)
+
+
+@pytest.fixture
+def store(tmp_path):
+    with closing(Store(tmp_path)) as opened:
+        yield opened
+
+
+def test_a_deployment_comes_back_as_it_was(store, tmp_path):
+    parts = [
+        part("d1", "b", state="serving", health=(HEALTH,), precision="int8", asked_at=2.0, undone=True),
+        part("d1", "a"),
+    ]
+    store.begin_deployment(record("d1", at=1.0), parts)
+    with closing(Store(tmp_path, shared=True)) as beside:
+        assert beside.deployments("birds") == [record("d1", at=1.0)]
+        assert beside.deployed_devices("d1") == sorted(parts, key=lambda one: one.device)
+        assert beside.deployments("fish") == []
+
+
+def test_a_new_deployment_ends_those_before_it(store):
+    store.begin_deployment(record("d1", at=1.0, state="done"), [])
+    store.begin_deployment(record("d2", at=2.0, state="rolling_out"), [])
+    store.begin_deployment(record("d3", at=3.0), [])
+    found = [(one.deployment, one.state, one.ended_at) for one in store.deployments("birds")]
+    assert found == [("d3", "canary", None), ("d2", "interrupted", 3.0), ("d1", "done", 2.0)]
+    assert store.latest_deployment("birds").deployment == "d3"
+    assert "v-d3 was deployed instead" in store.deployments("birds")[1].reason
+
+
+def test_a_devices_last_part_is_that_of_the_last_deployment_that_asked_it(store):
+    store.begin_deployment(record("d1", at=1.0, letter="a"), [part("d1", name, asked_at=1.0) for name in "abc"])
+    store.begin_deployment(record("d2", at=2.0, letter="b"), [part("d2", "b", asked_at=2.0), part("d2", "c")])
+    assert [(one.device, one.deployment) for one in store.last_parts("birds")] == [
+        ("a", "d1"),
+        ("b", "d2"),
+        ("c", "d1"),
+    ]
+    assert store.last_part("birds", "b").deployment == "d2"
+    assert store.last_part("birds", "z") is None
+    assert kept_blobs(store, "birds") == {"a" * 64, "b" * 64}
+    store.save_deployed_device(part("d2", "b", asked_at=2.0, undone=True))
+    assert kept_blobs(store, "birds") == {"a" * 64}
+
+
+def test_of_conditions_and_presence_the_last_is_kept(store):
+    for celsius in (40.0, 50.0):
+        told = Condition(vitals=Vitals(temperature_celsius=celsius))
+        store.save_condition(ConditionRecord(device="a", condition=told, seen_at=celsius))
+        store.save_presence(PresenceRecord(device="a", online=celsius < 45, at=celsius))
+    (kept,) = store.conditions()
+    assert (kept.condition.vitals.temperature_celsius, kept.seen_at) == (50.0, 50.0)
+    assert store.presence() == [PresenceRecord(device="a", online=False, at=50.0)]
+
+
+def test_what_was_seeded_is_known_until_it_is_cleared(store):
+    store.remember_seeded([ref("a"), ref("b")])
+    store.remember_seeded([ref("a")])
+    store.forget_seeded([ref("b")])
+    assert store.seeded() == [ref("a")]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_store_from_before_there_were_deployments_is_extended(tmp_path, shared):
+    with closing(Store(tmp_path)) as old, old._transaction() as connection:
+        for table in ("deployed_devices", "deployments", "conditions", "presence", "seeded"):
+            connection.exec_driver_sql(f"DROP TABLE {table}")
+        connection.exec_driver_sql("PRAGMA user_version = 3")
+    with closing(Store(tmp_path, shared=shared)) as opened:
+        assert opened.deployments("birds") == []
+        opened.begin_deployment(record("d1", at=1.0), [part("d1", "a")])
+        with opened._transaction() as connection:
+            assert connection.exec_driver_sql("PRAGMA user_version").scalar_one() == tables.SCHEMA
