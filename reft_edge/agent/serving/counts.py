@@ -148,7 +148,7 @@ class CountsWriter:
             self._is_closed = True
             self._changed.notify_all()
             thread = self._thread
-        if thread is not None:
+        if thread is not None and thread is not threading.current_thread():  # which may collect garbage
             thread.join()
         if self._descriptor is not None:
             os.close(self._descriptor)
@@ -156,6 +156,7 @@ class CountsWriter:
 
     def _notify(self) -> None:
         self._is_changed = True
+        self._changed.notify_all()
         if self._thread is None and not self._is_closed:
             # No thread for a process that never predicts.
             self._thread = threading.Thread(target=self._write_now_and_then, name="reft-edge-counts", daemon=True)
@@ -165,6 +166,7 @@ class CountsWriter:
         is_last = False
         while not is_last:
             with self._changed:
+                self._changed.wait_for(lambda: self._is_closed or self._is_changed)
                 self._changed.wait_for(lambda: self._is_closed, timeout=self._write_every_s)
                 is_last = self._is_closed
                 data = msgspec.json.encode(self._counts) if self._is_changed else None
