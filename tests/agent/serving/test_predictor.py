@@ -126,6 +126,18 @@ def test_a_call_ends_on_the_version_that_it_began_with(spool, monkeypatch):
     assert (found.version, found.outputs[0, 0]) == ("v1", 1)
 
 
+def test_inputs_that_were_made_for_one_version_are_predicted_by_it(spool):
+    """A picture is resized for a model; the next one may take another size."""
+    serve(spool, "v1", numbered(1))
+    predictor = Predictor(spool)
+    old = predictor.served()
+    serve(spool, "v2", linear_onnx([2, 2, 2], shape=(3, 8, 8)))
+    until(lambda: predictor.served().version == "v2")
+    assert predictor.predict(ONE, by=old).version == "v1"
+    with pytest.raises(DataError, match=r"v2 \(global\) takes \(n, 3, 8, 8\)"):
+        predictor.predict(ONE)
+
+
 def test_the_old_model_is_let_go(spool):
     serve(spool, "v1", numbered(1))
     predictor = Predictor(spool)
