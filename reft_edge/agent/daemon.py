@@ -9,7 +9,7 @@ Everything that needs numpy or onnxruntime is done by the worker; blobs go throu
 this process does not depend on any model, and a model that does not fit costs the task, never the agent.
 
 Training (`session`) and what the device serves (`serving.deployments`) are two machines side by side. They share the
-courier, the spool and the worker's line of jobs: a check waits for the training before it, going back waits for nothing.
+courier, the spool and the worker's line of jobs: a check waits for the training before it, a roll-back for nothing.
 """
 
 from __future__ import annotations
