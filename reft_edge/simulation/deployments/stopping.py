@@ -37,13 +37,14 @@ def stop_bad(
     answers = [_first_no(observer.said(device, since=ended.began_at), record.deployment) for device in canaries]
     first = min((one for one in answers if one is not None), key=lambda one: one.at, default=None)
     attempt = None if first is None else first.condition.attempt
+    reason = attempt.reason if attempt is not None else record.reason if devices else ended.said
     switched = set(watch.devices_that_served(version))
     return Stopped(
         badness=badness,
         status=ended.status,
         state=record.state if devices else "",
         kind="" if attempt is None else attempt.kind,
-        reason=attempt.reason if attempt is not None else record.reason if devices else ended.said,
+        reason=reason.replace(f"{site.directory}/", ""),
         canaries=len(canaries),
         switched=len(switched),
         switched_beyond=len(switched - canaries),
