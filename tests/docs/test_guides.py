@@ -40,7 +40,7 @@ def test_a_model_and_data_of_ones_own_work_as_the_guide_says(tmp_path: Path) -> 
     substitutions = {
         "18832": str(broker),
         # Agents would measure at their first start, where tests run side by side: tests/agent/test_profiler.py does it.
-        "[limits]\n": f'[profile]\npath = "{DOCS.parent / BOARD}"\n\n[limits]\n',
+        "[limits]\nthreads": f'[profile]\npath = "{DOCS.parent / BOARD}"\n\n[limits]\nthreads',
     }
     with site(tmp_path, substitutions=substitutions) as machines:
         machines.follow(read_guide(DOCS / "own-model-and-data.md"))
