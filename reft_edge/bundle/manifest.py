@@ -157,6 +157,8 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Parameters, gradients, optimizer state and buffers, held at the step's peak."""
     memory_per_sample_bytes: Count
     """Activations and their gradients alive at the step's peak, for each sample of the batch."""
+    prediction_bytes_per_sample: Count = 0
+    """Activations alive at the peak of the inference graph, for each sample; 0 in manifests from before."""
     step_work: Work | None = None
     """Of a training step; None in manifests from before it was counted."""
     forward_work: Work | None = None

@@ -84,7 +84,7 @@ def test_a_worker_takes_no_more_memory_than_predicted_and_not_much_less(
     tmp_path: Path, model: str, batch_size: int
 ) -> None:
     workload = Workload(local_epochs=1, batch_size=batch_size, deadline_s=60.0)
-    n_samples = 2 * batch_size
+    n_samples = 8 * batch_size  # so that the holdout has a batch of its own
     option, measured = run_worker(tmp_path, model, workload, n_samples)
     worker = measure_empty_worker()
     assert worker is not None
@@ -94,4 +94,4 @@ def test_a_worker_takes_no_more_memory_than_predicted_and_not_much_less(
     device = Device(device="d", profile=DeviceProfile(name="here", **value), training_samples=n_samples)
     predicted = predict(device, option, workload)
     assert predicted.steps >= measured.steps
-    assert 0.6 * predicted.peak_memory_bytes < measured.peak_memory_bytes <= predicted.peak_memory_bytes
+    assert 0.8 * predicted.peak_memory_bytes < measured.peak_memory_bytes <= predicted.peak_memory_bytes
