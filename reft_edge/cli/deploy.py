@@ -65,7 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("settings", type=Path, metavar="FEDERATION_TOML", help="the coordinator's settings file")
     parser.add_argument("version", nargs="?", metavar="VERSION", help="a finished run (default: the latest)")
     parser.add_argument("--file", type=Path, metavar="MODEL.onnx", help="deploy a model of your own; needs --as")
-    parser.add_argument("--as", dest="name", metavar="NAME", help="with --file: what the version is called")
+    parser.add_argument("--as", dest="name", metavar="NAME", help="what the version is called (default: as the run)")
     parser.add_argument("--model", default="", metavar="NAME", help="every device gets this one, for example global")
     parser.add_argument(
         "--device",
@@ -111,8 +111,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
-    if (args.file is None) != (args.name is None):
-        raise ConfigError("--file and --as go together: the file, and what its version is called")
+    if args.file is not None and args.name is None:
+        raise ConfigError("--file needs --as NAME: what the version is called")
     if args.file is not None and args.version is not None:
         raise ConfigError(f"give a VERSION or --file, not both: {args.version!r} and {str(args.file)!r}")
     if args.json and args.progress == "json":
@@ -158,7 +158,7 @@ def _release(site: Site, args: argparse.Namespace) -> Release:
     if args.file is not None:
         return release_file(args.file, args.name, site.blobs, model)
     record = choose_run(site.store, site.settings.federation, args.version)
-    return release_run(site.store, site.blobs, record.run, model)
+    return release_run(site.store, site.blobs, record.run, model, version=args.name or "")
 
 
 def _finish(site: Site, outcome: Progress, args: argparse.Namespace) -> int:

@@ -25,6 +25,9 @@ from reft_edge.coordinator.settings import FederationSettings, load_federation
 from reft_edge.coordinator.store import Store
 from reft_edge.errors import ConfigError, FederationError
 
+BLOBS = "blobs"
+"""Folder in the output directory. Beside it lie the store and a folder for each run."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FleetFiles:

@@ -32,6 +32,7 @@ from reft_edge.coordinator.records import ExportRecord, MetricRecord, Quarantine
 from reft_edge.coordinator.rejected import RejectedUpdates, note_name
 from reft_edge.coordinator.report.record import RejectedUpdate, gather, to_json
 from reft_edge.coordinator.rounds import Phase
+from reft_edge.coordinator.run_files import BLOBS
 from reft_edge.coordinator.session import Session
 from reft_edge.coordinator.store import Store
 from reft_edge.coordinator.trust import DeviceKeys
@@ -44,9 +45,6 @@ CONNECT_TIMEOUT_S = 10.0
 FAREWELL_S = 60.0
 """For a broker that is away at the end of a run to come back: reconnecting takes up to 30 s. What devices keep of a run
 they forget when they hear that it is over."""
-
-BLOBS = "blobs"
-"""Folder in the output directory. Beside it lie the store and a folder for each run."""
 
 REJECTED = "rejected"
 """Folder in the output directory: updates of no use, for a person to look at."""

@@ -118,7 +118,7 @@ def test_a_model_of_ones_own_is_deployed_under_its_name(fleet, command, tmp_path
     path.write_bytes(model_bytes(8))
     code, _, err = command("deploy", "--file", str(path), "--as", "better-1")
     assert code == 2
-    assert "version 'better-1' was deployed before with other files; choose another name" in err
+    assert "version 'better-1' was deployed before with other files; give this one another name" in err
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_model_of_ones_own_is_deployed_under_its_name(fleet, command, tmp_path
         (("deploy", "run-2"), 2, "no version 'run-2'; did you mean 'run-1'?"),
         (("deploy", "--device", "pi-3"), 2, "device 'pi-3' was never heard of"),
         (("deploy",), 8, "no device was ever heard of; start their agents"),
-        (("deploy", "--file", "x.onnx"), 2, "--file and --as go together"),
+        (("deploy", "--file", "x.onnx"), 2, "--file needs --as NAME"),
         (("deploy", "run-1", "--file", "x.onnx", "--as", "x"), 2, "give a VERSION or --file, not both"),
         (("deploy", "--json", "--progress", "json"), 2, "both write to standard output"),
         (("rollback",), 8, "nothing was ever deployed in federation"),

@@ -18,7 +18,8 @@ from reft_edge.coordinator.preparation import prepare
 from reft_edge.coordinator.report.page import to_html
 from reft_edge.coordinator.report.record import gather
 from reft_edge.coordinator.rounds import Phase
-from reft_edge.coordinator.server import BLOBS, Coordinator
+from reft_edge.coordinator.run_files import BLOBS
+from reft_edge.coordinator.server import Coordinator
 from reft_edge.coordinator.settings import load_federation
 from reft_edge.coordinator.store import Store
 from reft_edge.errors import FederationError

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from reft_edge.coordinator.network_events import Disowned, FromDevice, LinkUp
+from reft_edge.errors import one_line
 from reft_edge.wire.deployment import Condition, Served
 from reft_edge.wire.messages import Status
 
@@ -49,4 +50,4 @@ class Monitor:
         if device not in self._serving or self._serving[device] != serving:
             self._serving[device] = serving
             what = "nothing" if serving is None else f"version {serving.version}, {serving.model} {serving.precision}"
-            self._tell(f"{device} serves {what}")
+            self._tell(one_line(f"{device} serves {what}"))

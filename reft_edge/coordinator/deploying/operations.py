@@ -166,8 +166,9 @@ def _is_the_same(record: DeploymentRecord, release: Release, site: Site, wishes:
     """Whether a deployment that has not ended is the one that is wanted."""
     if record.state in (*ENDED_DEPLOYMENTS, "rolling_back") or record.version != release.version:
         return False
-    devices = {part.device for part in site.store.deployed_devices(record.deployment)}
-    return record.models == release.models and set(wishes.devices) <= devices
+    models = {part.device: part.model for part in site.store.deployed_devices(record.deployment)}
+    fits = not wishes.model or set(models.values()) == {wishes.model}
+    return record.models == release.models and fits and set(wishes.devices) <= models.keys()
 
 
 def _check_name_is_free(site: Site, release: Release) -> None:
@@ -175,4 +176,7 @@ def _check_name_is_free(site: Site, release: Release) -> None:
     for record in site.store.deployments(site.settings.federation):
         same_name = record.version == release.version
         if same_name and {m.sha256s for m in record.models} != {m.sha256s for m in release.models}:
-            raise ConfigError(f"version {release.version!r} was deployed before with other files; choose another name")
+            raise ConfigError(
+                f"version {release.version!r} was deployed before with other files; give this one another name with "
+                "--as NAME"
+            )

@@ -77,7 +77,7 @@ def plan_deployment(
     present = set(online)
     barred = _left_out(release, known, store)
     wanted = _wanted(known, barred, store, wishes)
-    trained = _trained(store, release.version)
+    trained = _trained(store, release.run)
     choices = {
         device.device: choose(
             release.candidates, _facts(device, trained), latency_s=settings.latency_s, forced=wishes.model

@@ -42,6 +42,8 @@ class Release:
     """A version, ready to go out: its files are in the blob store."""
 
     version: str
+    run: str = ""
+    """The run whose models these are; empty for a file of one's own."""
     candidates: tuple[Candidate, ...]
     """The largest first."""
     classes: tuple[str, ...]
@@ -83,8 +85,12 @@ def choose_run(store: Store, federation: str, wanted: str | None) -> RunRecord:
     raise ConfigError(f"federation {federation!r} has no version {wanted!r}{meant}")
 
 
-def release_run(store: Store, blobs: BlobStore, run: str, model: ModelSettings) -> Release:
-    """The models that a finished run has exported. Raises `ModelError` where files are missing or were changed."""
+def release_run(store: Store, blobs: BlobStore, run: str, model: ModelSettings, *, version: str = "") -> Release:
+    """The models that a finished run has exported. Raises `ModelError` where files are missing or were changed.
+
+    `version`: what it is called; as the run, if nothing else is said.
+    """
+    check_name(version or run, "version")
     exports: dict[str, list[ExportRecord]] = defaultdict(list)
     for record in store.exports(run):
         exports[record.name.removesuffix(INT8_SUFFIX)].append(record)
@@ -105,7 +111,8 @@ def release_run(store: Store, blobs: BlobStore, run: str, model: ModelSettings) 
     facts = next(iter(read.values()))[0].facts
     ratios = {name: files[0].values.get("ratio", 0.0) for name, files in exports.items()}
     return Release(
-        version=run,
+        version=version or run,
+        run=run,
         candidates=tuple(sorted(candidates, key=lambda one: (ratios[one.name], -one.size_bytes, one.name))),
         classes=facts.classes or model.classes,
         input_shape=facts.input_shape,

@@ -21,6 +21,7 @@ from reft_edge.coordinator.fleet import Fleet
 from reft_edge.coordinator.fleet_records import FleetRecords
 from reft_edge.coordinator.network import Network
 from reft_edge.coordinator.network_events import Broken, Disowned, FromDevice, FromNetwork, LinkDown, LinkUp
+from reft_edge.coordinator.run_files import BLOBS
 from reft_edge.coordinator.store import Store
 from reft_edge.coordinator.trust import DeviceKeys, Trust
 from reft_edge.wire.blobs import BlobStore
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 10.0
 """A wrong address should not take longer to be told."""
-
-BLOBS = "blobs"
-"""Folder in the output directory, as the coordinator's."""
 
 QUIET_S = 0.3
 """What devices have retained at the broker comes in one go: when nothing came for so long, that was all."""

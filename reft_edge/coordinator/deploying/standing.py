@@ -9,7 +9,6 @@ files that are needed stay on the disk.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from reft_edge.coordinator.deploying.rollout import after_condition
@@ -77,6 +76,8 @@ class StandingDeployments:
         self._network = network
         self._blobs = blobs
         self._federation = federation
+        self._cleared: set[str] = set()
+        """By this process. Clearing twice does no harm, but it is a message a block."""
 
     def offer(self) -> None:
         """Let devices fetch what they were offered; of what they may still want, the smaller files lie at the broker.
@@ -84,10 +85,9 @@ class StandingDeployments:
         What lay there before and is not wanted any more is cleared. Call it before the network starts: a device that
         asks too early would be told that its files are gone, and give up.
         """
-        standing = self._standing()
-        for record, part in standing:
+        for record, part in self._standing():
             self._network.serve_models(part.device, [ref.sha256 for ref in _given(record, part)])
-        _lay_at_broker(self._wanted_at_broker(standing), store=self._store, network=self._network)
+        self._lay_at_broker()
 
     def keep_up(self, now: float) -> None:
         """Offer it, and say again what was not answered. Call it whenever the broker was found."""
@@ -102,7 +102,7 @@ class StandingDeployments:
         part = self._store.last_part(self._federation, device)
         if part is not None and (after := after_condition(part, condition, now)) != part:
             self._store.save_deployed_device(after)
-            self.offer()  # perhaps nobody wants some file any more
+            self._lay_at_broker()  # perhaps nobody wants some file any more
 
     def conclude(self, timeout_s: float) -> None:
         """Before the network stops: leave at the broker only what devices may still come for.
@@ -111,9 +111,9 @@ class StandingDeployments:
         """
         if not self._store.seeded():
             return
-        self.offer()
+        wanted = self._lay_at_broker()
         if self._network.wait_until_said(timeout_s):
-            _forget_cleared(self._wanted_at_broker(self._standing()), store=self._store)
+            self._store.forget_seeded([ref for ref in self._store.seeded() if ref not in wanted])
         else:
             _log.warning("the broker is away; what it holds of models that were deployed is cleared next time")
 
@@ -121,10 +121,22 @@ class StandingDeployments:
         records = {record.deployment: record for record in self._store.deployments(self._federation)}
         return [(records[part.deployment], part) for part in self._store.last_parts(self._federation)]
 
-    def _wanted_at_broker(self, standing: Iterable[tuple[DeploymentRecord, DeployedDevice]]) -> list[BlobRef]:
-        wanted = {
-            ref.sha256: ref for record, part in standing for ref in _given(record, part) if part.state in UNANSWERED
-        }
+    def _lay_at_broker(self) -> list[BlobRef]:
+        """Exactly what somebody may want lies there. What is new is remembered before: a later process clears it."""
+        wanted, before = self._wanted_at_broker(), self._store.seeded()
+        if new := [ref for ref in wanted if ref not in before]:
+            self._store.remember_seeded(new)
+        self._cleared -= {ref.sha256 for ref in wanted}
+        self._network.broadcast_models(wanted)
+        for ref in before:
+            if ref not in wanted and ref.sha256 not in self._cleared:
+                self._cleared.add(ref.sha256)
+                self._network.clear_broadcast(ref.sha256, count_blocks(ref.size_bytes))
+        return wanted
+
+    def _wanted_at_broker(self) -> list[BlobRef]:
+        unanswered = [(record, part) for record, part in self._standing() if part.state in UNANSWERED]
+        wanted = {ref.sha256: ref for record, part in unanswered for ref in _given(record, part)}
         lost = [ref for ref in wanted.values() if not self._blobs.has(ref.sha256)]
         if lost:
             _log.warning("%d files of models that were deployed are lost; deploy them again", len(lost))
@@ -134,19 +146,3 @@ class StandingDeployments:
 def _given(record: DeploymentRecord, part: DeployedDevice) -> list[BlobRef]:
     """What a device was offered."""
     return [] if part.undone else [file.blob for file in record.model(part.model).files]
-
-
-def _forget_cleared(wanted: Sequence[BlobRef], *, store: Store) -> None:
-    """What was to be cleared is: the broker has acknowledged all that was said."""
-    store.forget_seeded([ref for ref in store.seeded() if ref not in wanted])
-
-
-def _lay_at_broker(wanted: Sequence[BlobRef], *, store: Store, network: Network) -> None:
-    """Exactly these models. Remembered before it is done: a later process clears what this one could not."""
-    before = store.seeded()
-    if new := [ref for ref in wanted if ref not in before]:
-        store.remember_seeded(new)
-    network.broadcast_models(wanted)
-    for ref in before:
-        if ref not in wanted:
-            network.clear_broadcast(ref.sha256, count_blocks(ref.size_bytes))

@@ -19,7 +19,8 @@ from reft_edge.bundle.manifest import Manifest
 from reft_edge.coordinator.database import DATABASE_FILE, LOCK_FILE
 from reft_edge.coordinator.records import AssignmentRecord, RoundRecord, RunRecord, UpdateRecord, VariantRecord
 from reft_edge.coordinator.rounds import ANSWERED, Phase, Standing
-from reft_edge.coordinator.server import BLOBS, REJECTED
+from reft_edge.coordinator.run_files import BLOBS
+from reft_edge.coordinator.server import REJECTED
 from reft_edge.coordinator.store import Store
 from reft_edge.simulation.faults.site import FEDERATION, results_of, spool_of
 from reft_edge.simulation.faults.words import Figures, Script
