@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -22,6 +23,9 @@ OfDevice: TypeAlias = "Callable[[Sequence[ConditionRecord], str, Sequence[str]],
 
 MAX_LEAVES = 12
 """Devices of one variant that the tree names; more are counted."""
+
+SYMBOLS = ("circle", "rect", "triangle", "diamond")
+"""Of lines, for those who do not see colours."""
 
 INK = "#757b83"
 """Of lines: 4 to 1 and more on both grounds."""
@@ -206,8 +210,8 @@ def _lines(categories: list[str], lines: dict[str, list[Any]], *, axis: str, by:
         },
         "yAxis": {"type": "value", "scale": True, "name": axis, "splitLine": {"lineStyle": {"opacity": 0.2}}, **quiet},
         "series": [
-            {"type": "line", "name": name, "data": values, "symbolSize": 7, "connectNulls": True}
-            for name, values in shown.items()
+            {"type": "line", "name": name, "data": values, "symbol": symbol, "symbolSize": 8, "connectNulls": True}
+            for symbol, (name, values) in zip(itertools.cycle(SYMBOLS), shown.items())
         ],
     }
 

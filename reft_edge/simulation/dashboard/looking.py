@@ -38,7 +38,7 @@ new MutationObserver((changes) => {
     if (change.type === "characterData") look(change.target.data);
     for (const node of change.addedNodes) {
       if (node.nodeName === "SCRIPT" || change.target.nodeName === "SCRIPT") continue;
-      look(node.textContent);
+      look(node.textContent ?? "");
       if (node.nodeName === "CANVAS") shownAt["chart"] ??= now();
       if (node.querySelector?.("canvas")) shownAt["chart"] ??= now();
     }
@@ -108,7 +108,6 @@ class Browser:
 
     def load(self, address: str, *, wait_for: str, cold: bool) -> tuple[float, float, int, int]:
         """First paint and completion in milliseconds, bytes and requests until then. `wait_for`: see `shown`."""
-        self._driver.get("about:blank")
         if cold:
             self._call("Network.clearBrowserCache")
         self._driver.get(address)

@@ -42,6 +42,7 @@ CHAPTERS = (
     Chapter(name="step", module="reft_edge.simulation.step.section"),
     Chapter(name="codecs", module="reft_edge.simulation.codecs.section"),
     Chapter(name="deploy", module="reft_edge.simulation.deployments.section"),
+    Chapter(name="dashboard", module="reft_edge.simulation.dashboard.section"),
 )
 
 
