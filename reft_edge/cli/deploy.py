@@ -120,23 +120,27 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 
 def _deploy(site: Site, args: argparse.Namespace) -> int:
-    from reft_edge.coordinator.deploying.operations import (
-        deploy,
-        finish_rollback,
-        prepare_deployment,
-        unfinished_rollback,
-    )
-    from reft_edge.coordinator.deploying.planning import Wishes
+    from reft_edge.coordinator.deploying.operations import finish_rollback, forget_unused, unfinished_rollback
 
     release = _release(site, args)
     site.settle()
-    metric = metric_of(site.settings)
-    if (undone := unfinished_rollback(site)) is not None and not args.dry_run:
-        _log.warning("version %s was being rolled back; that comes first", undone.version)
-        with listener_for(args.progress, metric) as listener:
-            outcome = finish_rollback(site, undone, listener=listener)
-        if undone.version == release.version:
-            return _finish(site, outcome, args)
+    try:
+        undone = unfinished_rollback(site)
+        if undone is not None and not args.dry_run:
+            _log.warning("version %s was being rolled back; that comes first", undone.version)
+            with listener_for(args.progress, metric_of(site.settings)) as listener:
+                outcome = finish_rollback(site, undone, listener=listener)
+            if undone.version == release.version:
+                return _finish(site, outcome, args)
+        return _roll_out(site, release, args)
+    finally:
+        forget_unused(site, release)
+
+
+def _roll_out(site: Site, release: Release, args: argparse.Namespace) -> int:
+    from reft_edge.coordinator.deploying.operations import deploy, prepare_deployment
+    from reft_edge.coordinator.deploying.planning import Wishes
+
     wishes = Wishes(devices=tuple(args.devices), model=args.model, canary=args.canary)
     prepared = prepare_deployment(site, release, wishes)
     if args.dry_run or not (prepared.plan.is_needed or prepared.goes_on):
@@ -146,7 +150,7 @@ def _deploy(site: Site, args: argparse.Namespace) -> int:
         _log.warning("%s is left out: %s", left_out.device, left_out.reason)
     if prepared.goes_on is not None:
         _log.info("going on with the deployment of version %s", prepared.goes_on.version)
-    with listener_for(args.progress, metric) as listener:
+    with listener_for(args.progress, metric_of(site.settings)) as listener:
         outcome = deploy(site, prepared, listener=listener)
     return _finish(site, outcome, args)
 

@@ -76,6 +76,7 @@ def test_a_dry_run_tells_nobody_and_says_why(fleet, command):
     code, out, _ = command("deploy", "--dry-run", "--model", "small")
     assert "it was asked for" in out
     assert device.heard == []
+    assert list((fleet.results / "blobs").iterdir()) == []
     with closing(Store(fleet.results)) as store:
         assert store.deployments(fleet.federation) == []
 

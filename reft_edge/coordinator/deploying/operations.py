@@ -7,7 +7,6 @@ changes nothing but for devices that have not answered yet.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 from reft_edge.coordinator.deploying import rollout
 from reft_edge.coordinator.deploying.deployer import Deployer, Listener, Progress, new_deployment_id, rollout_rules
 from reft_edge.coordinator.deploying.planning import DeploymentPlan, Wishes, plan_deployment
-from reft_edge.coordinator.deploying.standing import forget_files
+from reft_edge.coordinator.deploying.standing import forget_files, kept_blobs
 from reft_edge.coordinator.records import ENDED_DEPLOYMENTS, DeployedDevice, DeploymentRecord
 from reft_edge.errors import ConfigError, FederationError
 
@@ -27,8 +26,6 @@ UNDONE_BY_A_PERSON = "a person rolled it back"
 
 CONFIRMED = frozenset({"rolled_back", "refused", "failed", "waiting"})
 """Devices of an undone deployment in these states need not be told again."""
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +80,13 @@ def deploy(site: Site, prepared: Prepared, *, listener: Listener) -> Progress:
         record.deployment, parts, online=site.present(), rules=rollout_rules(site.settings), now=now
     )
     return _played(site, Deployer(site, record, state, listener=listener))
+
+
+def forget_unused(site: Site, release: Release) -> None:
+    """Remove the files of a version that nobody was offered after all."""
+    files = {file.blob.sha256 for model in release.models for file in model.files}
+    for sha256 in files - kept_blobs(site.store, site.settings.federation):
+        site.blobs.remove(sha256)
 
 
 def unfinished_rollback(site: Site) -> DeploymentRecord | None:

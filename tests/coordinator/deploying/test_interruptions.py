@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+from contextlib import ExitStack
 
 import pytest
 
 from reft_edge.coordinator.deploying.deployer import Deployer
 from reft_edge.coordinator.deploying.operations import finish_rollback, roll_back
-from tests.coordinator.deploying.fleet import ignore
+from tests.coordinator.deploying.fleet import Fleet, ignore, states
 
-pytestmark = [pytest.mark.mosquitto, pytest.mark.parametrize("broker", ["mosquitto"], indirect=True)]
+MOSQUITTO = pytest.mark.parametrize("broker", ["mosquitto"], indirect=True)
+pytestmark = pytest.mark.mosquitto
 
 
 class Killed(BaseException):
     """As a kill, it goes through everything."""
 
 
+@MOSQUITTO
 @pytest.mark.parametrize("transaction", range(1, 12, 2))
 def test_a_deployment_that_was_killed_goes_on_where_it_was(fleet, transaction, monkeypatch):
     for name in "abc":
@@ -44,6 +47,7 @@ def test_a_deployment_that_was_killed_goes_on_where_it_was(fleet, transaction, m
     assert outcome is None or outcome.record == record
 
 
+@MOSQUITTO
 def test_a_person_may_stop_it_and_undo_it(fleet):
     for name in "abc":
         fleet.device(name)
@@ -60,6 +64,7 @@ def test_a_person_may_stop_it_and_undo_it(fleet):
     assert all(device.serving is None for device in fleet.devices.values())
 
 
+@MOSQUITTO
 def test_a_rollback_that_was_killed_is_finished_first(fleet):
     for name in "ab":
         fleet.device(name)
@@ -79,3 +84,24 @@ def test_a_rollback_that_was_killed_is_finished_first(fleet):
         outcome = finish_rollback(site, record, listener=ignore)
     assert outcome.record.state == "rolled_back"
     assert all(device.serving is None for device in fleet.devices.values())
+
+
+@pytest.mark.parametrize("own_broker", ["mosquitto"], indirect=True)
+def test_a_broker_that_is_killed_and_forgets_everything_makes_nobody_late(tmp_path, federation, own_broker):
+    with ExitStack() as stack:
+        fleet = Fleet(tmp_path, federation, own_broker, stack)
+        fleet.finish_run("run-1", seed=1)
+        fleet.configure(timeout_s=20)
+        for name in "abc":
+            fleet.device(name)
+        killed = []
+
+        def kill(progress):
+            if progress.record.state == "rolling_out" and not killed:
+                killed.append(own_broker.kill())
+                own_broker.start()
+
+        outcome = fleet.deploy("run-1", kill)
+        assert killed
+        assert outcome.record.state == "done"
+        assert states(outcome) == dict.fromkeys("abc", "serving")
