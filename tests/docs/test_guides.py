@@ -51,7 +51,7 @@ def test_a_model_and_data_of_ones_own_work_as_the_guide_says(tmp_path: Path) -> 
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("mosquitto_program")
 def test_a_fleet_comes_to_life_as_the_guide_says(tmp_path: Path) -> None:
-    tls, dashboard, http, metrics = free_ports(4)
+    tls, dashboard, http, figures = free_ports(4)
     start_broker = "mosquitto -c provisioning/broker/mosquitto.conf"
     as_root = "echo 'user root' >> provisioning/broker/mosquitto.conf; " if os.geteuid() == 0 else ""
     substitutions = {
@@ -59,7 +59,7 @@ def test_a_fleet_comes_to_life_as_the_guide_says(tmp_path: Path) -> None:
         "8883": str(tls),
         "8080": str(dashboard),
         "8090": str(http),
-        "9464": str(metrics),
+        "9465": str(figures),
         # Half a minute of measuring, where tests run side by side: tests/cli/test_profile_device.py does it.
         "reft-edge profile-device --quick --name pump-board --output": f"cp {DOCS.parent}/{BOARD}",
         # Without systemd: a process whose number is known, and the signal that systemd would send.
