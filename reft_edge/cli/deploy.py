@@ -187,7 +187,7 @@ def _show_plan(prepared: Prepared, args: argparse.Namespace) -> None:
 
     print_plan(version, plan, Console())
     if not plan.is_needed and prepared.goes_on is None:
-        print(f"Every device that is there serves version {version}. Nothing to do.")
+        print(f"Every device serves version {version}, or takes it when it comes back. Nothing to do.")
 
 
 @contextlib.contextmanager

@@ -48,6 +48,7 @@ def prepare_deployment(site: Site, release: Release, wishes: Wishes) -> Prepared
     plan = plan_deployment(
         new_deployment_id(site.clock()),
         release,
+        federation=site.settings.federation,
         store=site.store,
         known=site.fleet.known(),
         online=site.present(),

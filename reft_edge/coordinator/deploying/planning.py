@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from reft_edge.config import did_you_mean
 from reft_edge.coordinator.deploying.choosing import Choice, Facts, choose, choose_canaries
 from reft_edge.coordinator.deploying.releases import Release, model_of_variant
+from reft_edge.coordinator.deploying.standing import UNANSWERED
 from reft_edge.coordinator.records import DeployedDevice
 from reft_edge.errors import ConfigError, FederationError
 
@@ -52,17 +53,15 @@ class DeploymentPlan:
     parts: tuple[DeployedDevice, ...]
     """By name. Devices that serve it already have the state `serving`."""
     left_out: tuple[LeftOut, ...]
-
-    @property
-    def is_needed(self) -> bool:
-        """Whether somebody who is there does not serve it yet."""
-        return any(part.wave == "canary" for part in self.parts)
+    is_needed: bool = True
+    """Whether somebody neither serves it nor will take it anyhow: it waits at the broker for who was asked before."""
 
 
 def plan_deployment(
     deployment: str,
     release: Release,
     *,
+    federation: str,
     store: Store,
     known: Sequence[Device],
     online: Iterable[str],
@@ -93,7 +92,12 @@ def plan_deployment(
         _part(deployment, name, choice, canary=name in canaries, serving=name in serving)
         for name, choice in sorted(choices.items())
     ]
-    return DeploymentPlan(parts=tuple(parts), left_out=tuple(barred.values()))
+    needing = choices.keys() - serving
+    return DeploymentPlan(
+        parts=tuple(parts),
+        left_out=tuple(barred.values()),
+        is_needed=bool(there or needing - _will_take_it(release, store, federation)),
+    )
 
 
 def _part(deployment: str, device: str, choice: Choice, *, canary: bool, serving: bool) -> DeployedDevice:
@@ -143,6 +147,13 @@ def _wanted(known: Sequence[Device], barred: Mapping[str, LeftOut], store: Store
         reasons = "; ".join(f"{one.device}: {one.reason}" for one in list(barred.values())[:MAX_NAMED])
         raise FederationError(f"there is no device to deploy to: {reasons}")
     return chosen
+
+
+def _will_take_it(release: Release, store: Store, federation: str) -> set[str]:
+    """Devices that were asked for this version and have not answered yet."""
+    ours = {one.deployment for one in store.deployments(federation) if one.version == release.version}
+    parts = [part for part in store.last_parts(federation) if part.deployment in ours and not part.undone]
+    return {part.device for part in parts if part.state in UNANSWERED}
 
 
 def _facts(device: Device, trained: Mapping[str, str]) -> Facts:

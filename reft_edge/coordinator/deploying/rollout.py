@@ -174,14 +174,14 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
 def start_rollout(
     deployment: str, parts: Iterable[DeployedDevice], *, online: Iterable[str], rules: RolloutRules, now: float
 ) -> Rollout:
-    """The canaries are asked. Parts that serve the version already are left alone.
+    """The canaries are asked. Parts that serve the version already are left alone, and stand for canaries.
 
-    Raises `LocalProtocolError` where there is somebody to ask and no canary, or a canary is not online.
+    Raises `LocalProtocolError` where nobody could show that it is good, or a canary is not online.
     """
     by_device = {part.device: part for part in parts}
     absent_since = dict.fromkeys(sorted(by_device.keys() - set(online)), now)
     canaries = [part for part in by_device.values() if part.wave == "canary" and part.state == "waiting"]
-    if not canaries and any(part.state == "waiting" for part in by_device.values()):
+    if not canaries and not any(part.state == "serving" for part in by_device.values()):
         raise LocalProtocolError("a deployment needs at least one canary")
     if away := [part.device for part in canaries if part.device in absent_since]:
         raise LocalProtocolError(f"canaries must be online; {away} are not")

@@ -119,6 +119,19 @@ def test_the_broker_and_the_disk_hold_only_what_somebody_may_still_want(fleet):
         assert not list(site.blobs.root.iterdir())
 
 
+def test_who_is_away_is_asked_for_what_the_others_serve_already_and_once_is_enough(fleet):
+    with ServingDevice("away", **fleet.place), fleet.site() as site:
+        site.settle()
+    fleet.device("here")
+    assert states(fleet.deploy("run-1", devices=("here",))) == {"here": "serving"}
+    assert states(fleet.deploy("run-1")) == {"away": "away", "here": "serving"}
+    assert len(fleet.devices["here"].heard) == 1
+    with fleet.site() as site:
+        site.settle()
+        release = release_run(site.store, site.blobs, "run-1", site.settings.model)
+        assert not prepare_deployment(site, release, Wishes()).plan.is_needed
+
+
 def test_who_is_in_quarantine_is_left_out_and_said(fleet):
     fleet.device("a")
     fleet.device("b")
