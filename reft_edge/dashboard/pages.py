@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 from nicegui import Event, ui
@@ -11,18 +12,26 @@ from reft_edge.coordinator.run_files import find_deployed
 from reft_edge.dashboard import charts, deployment_rows, rows
 from reft_edge.dashboard.parts import chart, of_counts, of_figures, page, table, words
 from reft_edge.dashboard.rollout import rollout
+from reft_edge.errors import FederationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from reft_edge.coordinator.overview import DeviceOverview
+    from reft_edge.coordinator.records import DeployedDevice
     from reft_edge.coordinator.report.record import RunReport
     from reft_edge.dashboard.source import Picture, Source
 
 
 def register(source: Source, news: Event[[]]) -> None:
     """Make the pages known to NiceGUI. `news`: see `parts.page`."""
+    _pages_of_now(source, news)
+    _pages_of_the_run(source, news)
+    _pages_of_deployments(source, news)
+    _pages_of_drift(source, news)
 
+
+def _pages_of_now(source: Source, news: Event[[]]) -> None:
     @ui.page("/", title="Fleet")
     def fleet() -> None:
         with page(source, news, "Fleet") as parts:
@@ -50,6 +59,8 @@ def register(source: Source, news: Event[[]]) -> None:
                 )
             )
 
+
+def _pages_of_the_run(source: Source, news: Event[[]]) -> None:
     @ui.page("/curves", title="Curves")
     def curves() -> None:
         with page(source, news, "Curves") as parts:
@@ -70,7 +81,8 @@ def register(source: Source, news: Event[[]]) -> None:
                         lambda picture: charts.family_tree(picture.report, _devices(picture)),
                         nothing="No device was given a variant yet.",
                         height="26rem",
-                    )
+                    ),
+                    also=lambda picture: picture.conditions,
                 )
             )
             parts.append(
@@ -134,6 +146,8 @@ def register(source: Source, news: Event[[]]) -> None:
                 )
             )
 
+
+def _pages_of_deployments(source: Source, news: Event[[]]) -> None:
     @ui.page("/deployments", title="Deployments")
     def deployments() -> None:
         with page(source, news, "Deployments") as parts:
@@ -149,10 +163,14 @@ def register(source: Source, news: Event[[]]) -> None:
 
     @ui.page("/deployments/{name}", title="Deployment")
     async def deployment(name: str) -> None:
-        past = tuple(await asyncio.to_thread(find_deployed, source.settings_file, name))
+        past: list[DeployedDevice] = []
+        with contextlib.suppress(FederationError):  # there is no store yet, as the page says
+            past = await asyncio.to_thread(find_deployed, source.settings_file, name)
         with page(source, news, "Deployments") as parts:
-            parts.append(rollout(name, past))
+            parts.append(rollout(name, tuple(past)))
 
+
+def _pages_of_drift(source: Source, news: Event[[]]) -> None:
     @ui.page("/drift", title="Drift")
     def drift() -> None:
         with page(source, news, "Drift") as parts:
@@ -163,7 +181,6 @@ def register(source: Source, news: Event[[]]) -> None:
                     lambda picture: deployment_rows.predicting(picture.conditions, picture.departures),
                     nothing="No device tells. Its owner allows it with [serving] report = true in agent.toml; only "
                     "counts are told, never inputs.",
-                    lanes=False,
                 )
             )
 

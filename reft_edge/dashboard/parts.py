@@ -1,4 +1,4 @@
-"""What pages are made of, drawn with NiceGUI, whose types stay in `parts`, `pages`, `live_table` and `serving`.
+"""What pages are made of, drawn with NiceGUI, whose types stay in `parts`, `rollout`, `pages`, `live_table`, `serving`.
 
 A page is a frame (what run, where it stands, the way to the other pages) and some parts. A part draws itself once and
 then takes in pictures; of what it shows already it sends nothing. Everything that came from devices is set as text,
@@ -216,20 +216,20 @@ def chart(title: str, draw: Callable[[Picture], charts.Options], *, nothing: str
     return show
 
 
-def of_figures(part: Part) -> Part:
-    """`part`, which shows the run's report, drawn when that has changed; not for every single update."""
-    shown: list[tuple[str, int]] = []
+def of_figures(part: Part, *, also: Callable[[Picture], object] = lambda _: None) -> Part:
+    """`part`, which shows the run's report, drawn when that has changed, or what it shows `also`; not for each update."""
+    shown: list[object] = []
     due = 0.0
 
     def show(picture: Picture) -> None:
         nonlocal due
-        if picture.overview is None or shown == [(picture.overview.run, picture.n_figures)]:
+        if picture.overview is None or (shown and time.monotonic() < due):
             return
-        if shown and time.monotonic() < due:
-            return
-        part(picture)
-        shown[:] = [(picture.overview.run, picture.n_figures)]
-        due = time.monotonic() + FIGURES_S
+        now = [picture.overview.run, picture.n_figures, also(picture)]
+        if shown != now:
+            part(picture)
+            shown[:] = now
+            due = time.monotonic() + FIGURES_S
 
     return show
 
