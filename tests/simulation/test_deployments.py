@@ -125,7 +125,7 @@ def test_a_seed_always_means_the_same_faults_and_all_kinds_are_drawn() -> None:
     for fault in faults:
         known = {"clock": ("",), COORDINATOR: DEPLOYMENT_STATES}.get(fault.moment.who, DEVICE_STAGES)
         assert fault.moment.what in known
-        assert (fault.device in devices) == (fault.kind.split("-")[1] in ("agent", "worker", "of"))
+        assert (fault.device in devices) == (fault.kind.split("-")[1] in ("agent", "worker", "of", "full"))
 
 
 class Server(BaseHTTPRequestHandler):

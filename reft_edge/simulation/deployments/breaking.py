@@ -45,7 +45,9 @@ KINDS: tuple[Kind, ...] = (
     "freeze-coordinator",
     "freeze-broker",
     "out-of-memory",
+    "disk-full",
 )
+"""The last needs a disk of its own for a device's spool, and so root."""
 
 INSTALLING = "installing"
 """The worker writes the slot that does not serve: some milliseconds at the end of `checking`."""
@@ -68,6 +70,8 @@ _SHORT_PAUSES_S = (0.1, 3.0)
 _LONG_PAUSES_S = (8.0, 12.0)
 _LONG_PAUSE_SHARE = 0.15
 _MOST_FAULTS = 2
+_FULL_DISK = "No space left on device"
+
 _ANSWERS = ("serving", "refused", "failed", "rolled_back")
 """Of devices that will fetch nothing more."""
 
@@ -117,10 +121,10 @@ class Progress:
                 yield device, INSTALLING if _is_installing(self._site, device) else state.stage
 
 
-def draw(seed: int, *, devices: Sequence[str]) -> Script:
-    """One or two faults. Pure: the same seed and devices give the same ones."""
+def draw(seed: int, *, devices: Sequence[str], kinds: Sequence[Kind] = KINDS) -> Script:
+    """One or two faults. Pure: the same seed, devices and kinds give the same ones."""
     rng = random.Random(f"deployments {seed}")
-    faults = [_fault(rng, rng.choice(KINDS), rng.choice(devices)) for _ in range(rng.randint(1, _MOST_FAULTS))]
+    faults = [_fault(rng, rng.choice(kinds), rng.choice(devices)) for _ in range(rng.randint(1, _MOST_FAULTS))]
     return Script(seed=seed, quorum=1.0, faults=tuple(faults))
 
 
@@ -131,7 +135,7 @@ def _fault(rng: random.Random, kind: Kind, device: str) -> Fault:
     match kind:
         case "kill-worker" | "out-of-memory":  # it has one only while it checks
             moment = Moment(who=device, what="checking", delay_s=round(rng.uniform(*_WORKER_DELAYS_S), 3))
-        case "kill-agent" | "freeze-agent":
+        case "kill-agent" | "freeze-agent" | "disk-full":
             moment = rng.choice((of_device, of_device, by_the_clock))
         case _:
             moment, device = rng.choice((of_deployment, of_device, by_the_clock)), ""
@@ -157,7 +161,7 @@ def break_deployment(crew: Crew, observer: Observer, script: Script, *, old: str
     crew.coordinator = crew.command("deploy", FEDERATION_FILE, new)
     crew.coordinator.start()
     with Ways(site.broker.settings, (), script) as nobodys, closing(Progress(site)) as progress:
-        injector = Injector(script, cast=crew, ways=nobodys, disks={}, began=began)
+        injector = Injector(script, cast=crew, ways=nobodys, disks=dict(crew.disks), began=began)
         restarts, problem = 0, ""
         while not problem:
             now = time.monotonic()
@@ -248,13 +252,15 @@ def left_over(site: Site) -> list[str]:
 def cries(site: Site, *, starved: Collection[str] = ()) -> list[str]:
     """Lines of logs that say that something failed in a way that nobody foresaw.
 
-    Workers of `starved` devices got no memory from some moment on, and perhaps not enough to say more than that.
+    Workers of `starved` devices got no memory from some moment on, and perhaps not enough to say more than that. That a
+    disk is full, where it is, is no news.
     """
     logs = sorted((site.directory / "logs").iterdir())
     spared = {log_path(site.directory, f"agent-{device}") for device in starved}
     lines = [(path.name, line) for path in logs if path not in spared for line in _lines(path)]
     bad = ("Traceback (most recent call last)", " ERROR ")
-    return [f"{name}: {line.strip()[:300]}" for name, line in lines if any(words in line for words in bad)]
+    told = [(name, line) for name, line in lines if any(words in line for words in bad) and _FULL_DISK not in line]
+    return [f"{name}: {line.strip()[:300]}" for name, line in told]
 
 
 def _lines(path: Path) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 import msgspec
@@ -18,6 +18,7 @@ from reft_edge.errors import FederationError
 from reft_edge.simulation.children import Children
 from reft_edge.simulation.deployments.site import Site
 from reft_edge.simulation.faults.cast import Ice, Player, worker_of
+from reft_edge.simulation.faults.disk import Disk
 from reft_edge.simulation.run_directory import FEDERATION_FILE
 
 LOOK_S = 0.01
@@ -66,10 +67,14 @@ class Command(Player):
 
 
 class Crew:
-    """Agents of all devices, and commands; as a context manager, all of them are gone at the end of the block."""
+    """Agents of all devices, and commands; as a context manager, all of them are gone at the end of the block.
 
-    def __init__(self, site: Site) -> None:
+    `disks`: of devices whose spool is on one of its own, which can be filled.
+    """
+
+    def __init__(self, site: Site, *, disks: Mapping[str, Disk] = MappingProxyType({})) -> None:
         self.site = site
+        self.disks = disks
         self.broker = site.broker
         self.ice = Ice()
         self._children = Children()

@@ -210,7 +210,7 @@ def _broken(settings: DeploySettings, runs: Sequence[Survived]) -> str:
     after = (
         f"\n{len(runs)} deployments to {settings.fault_devices} devices, each with one or two faults at drawn moments "
         f"(seeds from {settings.seed}); {n_missed} more found nothing to break. "
-        f"{ends['done']} were completed, {ends['rolled_back']} undone because a canary's check had been killed. "
+        f"{ends['done']} were completed, {ends['rolled_back']} undone because a canary's check could not be done. "
         "Afterwards every device serves a model that is whole by its SHA-256, and the right one for how the deployment "
         "ended.\n"
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from reft_edge.simulation.deployments.bad_models import BRITTLE_SUM, MADE_FROM_A_GOOD_ONE, PASSES_CHECKS, Badness
-from reft_edge.simulation.deployments.breaking import break_deployment, draw
+from reft_edge.simulation.deployments.breaking import KINDS, break_deployment, draw
 from reft_edge.simulation.deployments.crew import Crew
 from reft_edge.simulation.deployments.observer import Observer
 from reft_edge.simulation.deployments.records import PARTS, DeployRun, DeploySettings, Part
@@ -24,6 +24,7 @@ from reft_edge.simulation.deployments.stopping import stop_bad
 from reft_edge.simulation.deployments.swapping import load_on, serving, swap
 from reft_edge.simulation.deployments.versions import MODEL, VersionOptions, make_versions
 from reft_edge.simulation.digits import load_digits_split
+from reft_edge.simulation.faults.disk import mounted, why_not
 
 if TYPE_CHECKING:
     from reft_edge.coordinator.records import ExportRecord
@@ -143,13 +144,16 @@ class Workplace:
 
     def faults(self, numbers: Sequence[int]) -> Iterator[DeployRun]:
         """Each run with a fleet of its own, which nothing has happened to."""
+        if (reason := why_not()) is not None:
+            self._tell(f"disk-full: not on this machine: {reason}")
+        kinds = [kind for kind in KINDS if kind != "disk-full" or reason is None]
+        options = self._options(self._settings.fault_devices)
         for number in numbers:
-            name, seed = f"faults-{number}", self._settings.seed + number
-            with self._fleet(name, self._options(self._settings.fault_devices), served=OLD, blocks=True) as (
-                crew,
-                observer,
-            ):
-                survived = break_deployment(crew, observer, draw(seed, devices=crew.site.devices), old=OLD, new=NEW)
+            name = f"faults-{number}"
+            script = draw(self._settings.seed + number, devices=options.names, kinds=kinds)
+            full = {fault.device for fault in script.faults if fault.kind == "disk-full"}
+            with self._fleet(name, options, served=OLD, blocks=True, disks_for=full) as (crew, observer):
+                survived = break_deployment(crew, observer, script, old=OLD, new=NEW)
             if not survived.complaints:
                 self._remove(name)
             yield DeployRun(part="faults", number=number, faults=survived)
@@ -160,14 +164,18 @@ class Workplace:
 
     @contextmanager
     def _fleet(
-        self, name: str, options: SiteOptions, *, served: str, blocks: bool = False
+        self, name: str, options: SiteOptions, *, served: str, blocks: bool = False, disks_for: Collection[str] = ()
     ) -> Iterator[tuple[Crew, Observer]]:
-        """A site with all its agents there, which serve a version already. `blocks`: as `Observer` takes it."""
+        """A site with all its agents there, which serve a version already.
+
+        `blocks`: as `Observer` takes it. `disks_for`: devices whose spool gets a disk of its own.
+        """
         digits = load_digits_split(options.devices, alpha=EVERY_CLASS, seed=self._settings.seed)
         versions, folder = self._made(), self._directory / name
         with (
             open_site(folder, options, digits, versions) as site,
-            Crew(site) as crew,
+            ExitStack() as stack,
+            Crew(site, disks={each: stack.enter_context(mounted(site.spool(each))) for each in disks_for}) as crew,
             Observer(site, blocks=blocks) as observer,
         ):
             for device, ratio in site.ratios.items():
