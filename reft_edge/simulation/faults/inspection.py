@@ -26,7 +26,8 @@ from reft_edge.simulation.faults.site import FEDERATION, results_of, spool_of
 from reft_edge.simulation.faults.words import Figures, Script
 from reft_edge.wire.blobs import BlobStore
 
-_DONE = re.compile(r" task (\S+): done$", re.MULTILINE)
+# A log line may end with the round that it is about.
+_DONE = re.compile(r" task (\S+): done(?: \[|$)", re.MULTILINE)
 _FULL_DISK = re.compile(r"No space left on device|disk is full|no room for")
 _NO_BROKER_YET = re.compile(
     r"coordinator: error: broker \S+ (cannot be reached|does not answer)|: error: nobody listens at"
