@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import skip_or_fail
 from tests.docs.guide import Section, read_guide
 from tests.docs.machines import free_ports, site
 
@@ -51,6 +53,8 @@ def test_a_model_and_data_of_ones_own_work_as_the_guide_says(tmp_path: Path) -> 
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("mosquitto_program")
 def test_a_fleet_comes_to_life_as_the_guide_says(tmp_path: Path) -> None:
+    if shutil.which("curl") is None:
+        skip_or_fail("curl is not installed, which the guide asks for predictions with")
     tls, dashboard, http, figures = free_ports(4)
     start_broker = "mosquitto -c provisioning/broker/mosquitto.conf"
     as_root = "echo 'user root' >> provisioning/broker/mosquitto.conf; " if os.geteuid() == 0 else ""
