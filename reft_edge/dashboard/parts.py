@@ -217,7 +217,7 @@ def chart(title: str, draw: Callable[[Picture], charts.Options], *, nothing: str
 
 
 def of_figures(part: Part, *, also: Callable[[Picture], object] = lambda _: None) -> Part:
-    """`part`, which shows the run's report, drawn when that or what it shows `also` has changed; not for each update."""
+    """`part`, which shows the run's report, drawn when that or what it shows `also` has changed; not each update."""
     shown: list[object] = []
     due = 0.0
 
