@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reft_edge.agent.serving.counts import read_counts
-from reft_edge.agent.serving.slots import Slot, Slots
+from reft_edge.agent.serving.slots import COUNTS, SERVING, Slot, Slots
 from reft_edge.agent.session_words import Phase, SessionState
 from reft_edge.agent.settings import AgentSettings
 from reft_edge.agent.supervisor import Supervisor
@@ -77,7 +77,7 @@ class AgentMetrics:
         state: Callable[[], SessionState],
     ) -> None:
         self._settings = settings
-        self._slots = Slots(spool / "serving")
+        self._slots = Slots(spool / SERVING)
         self._link = link
         self._supervisor = supervisor
         self._state = state
@@ -136,8 +136,11 @@ class AgentMetrics:
             worker_bytes=0 if worker is None else resident_bytes(worker),
             vitals=read_vitals(),
             served=served,
-            counts=None if served is None else read_counts(self._slots.root / "counts", served.version),
+            counts=None if served is None else self._counted_of(served),
         )
+
+    def _counted_of(self, served: Slot) -> PredictionCounts | None:
+        return read_counts(self._slots.root / COUNTS, served.deployment, served.version)
 
 
 def resident_bytes(pid: int) -> int:

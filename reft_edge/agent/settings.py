@@ -61,9 +61,10 @@ class ServingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """[serving]: predicting with the model that was deployed to this device."""
 
     report: bool = False
-    """Count which classes are predicted and how confidently, and tell the coordinator: counts only, never an input."""
+    """Count which classes are predicted and how confidently, and tell the coordinator: counts only, never an input.
+    How many predictions failed is told in any case, or a canary would tell nothing."""
     report_every_s: Annotated[float, Meta(ge=1, le=86_400)] = 60.0
-    """At most one such report in this time."""
+    """At most one such report in this time; only what a deployment breaks is told sooner."""
 
 
 class MetricsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

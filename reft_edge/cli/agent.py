@@ -31,7 +31,7 @@ A settings file:
   path = "board.toml"               # from reft-edge profile-device --output
 
   [serving]                         # optional: what reft-edge deploy brings to this device
-  report = true                     # count what is predicted, and tell the coordinator: counts only
+  report = true                     # tell which classes are predicted, in counts only; errors are told anyway
 
   [metrics]                         # optional: figures for Prometheus
   address = "9465"                  # PORT of this machine only, or HOST:PORT

@@ -5,8 +5,9 @@ of one version that fit this device; the device fetches them as it fetches all b
 better one and says so in its `Condition`, which is retained on the topic `condition`. Nothing is ever pushed into a
 device that serves: what does not pass its check is never switched to.
 
-Beside that the condition tells how the device is between rounds: temperature, power, and, where its owner allows it,
-counts of what it predicts. Counts only: no input, no single prediction and no time of one leaves the device.
+Beside that the condition tells how the device is between rounds: temperature, power, how many predictions failed, and,
+where its owner allows it, counts of what it predicts. Counts only: no input, no single prediction and no time of one
+leaves the device.
 """
 
 from __future__ import annotations
@@ -140,13 +141,15 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PredictionCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the served version has predicted since it was switched to. For the owner to allow: [serving] report."""
+    """What the served version has predicted since it was switched to. All but the errors is for the owner to allow:
+    [serving] report. Where it is not, only they are told, when there are some."""
 
     version: Name
     predictions: Count = 0
     """Samples."""
     errors: Count = 0
-    """Requests that were answered with an error of ours; wrong input is not counted."""
+    """Requests that were answered with an error of ours, and attempts to load the version that failed; wrong input is
+    not counted."""
     classes: Annotated[tuple[Count, ...], Meta(max_length=MAX_COUNTED_CLASSES)] = ()
     """How often each class was the most likely one; empty for regression."""
     confidence: Annotated[tuple[Count, ...], Meta(max_length=CONFIDENCE_BINS)] = ()

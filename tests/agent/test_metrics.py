@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from reft_edge.agent.metrics import AgentMetrics, resident_bytes
 from reft_edge.agent.protocol import Configure
-from reft_edge.agent.serving.counts import CountsFile, VersionCounts
+from reft_edge.agent.serving.counts import CountsFile, DeploymentCounts
 from reft_edge.agent.serving.slots import Slot, Slots
 from reft_edge.agent.session_words import Phase, SessionState
 from reft_edge.agent.settings import AgentSettings, MetricsSettings
@@ -158,7 +158,7 @@ def test_what_is_served_and_counted_is_told(tmp_path: Path, scrape: Scrape) -> N
     slots.switch()
     counts = tmp_path / "serving" / "counts"
     counts.mkdir()
-    file = CountsFile(versions={"spring": VersionCounts(predictions=7, errors=1, latency=[0, 8])})
+    file = CountsFile(deployments={"d1": DeploymentCounts(predictions=7, errors=1, latency=[0, 8])})
     (counts / "1-1.json").write_bytes(msgspec.json.encode(file))
     found = scrape()
     assert found[("served_info", "d1", "variant-0.50", "int8", "spring")] == 1

@@ -131,7 +131,7 @@ def test_what_is_predicted_is_counted_where_the_owner_allows_it(folder, capsys):
     np.savez(folder / "a.npz", inputs=np.zeros((5, *SHAPE), np.float32))
     lines, _ = predict(capsys, "a.npz")
     assert len(lines) == 5
-    found = read_counts(folder / "spool" / "serving" / "counts", "v1")
+    found = read_counts(folder / "spool" / "serving" / "counts", "roll-out-of-v1", "v1")
     assert found is not None
     assert (found.predictions, found.classes) == (5, (0, 5))
 

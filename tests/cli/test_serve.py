@@ -67,7 +67,7 @@ def test_it_follows_what_is_deployed_counts_if_allowed_and_ends_cleanly(tmp_path
         assert process.wait(60) == 0
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
-    counts = read_counts(spool / "serving" / "counts", "v2")
+    counts = read_counts(spool / "serving" / "counts", "roll-out-of-v2", "v2")
     assert counts is not None
     assert (counts.predictions, counts.classes) == (1, (1,))
 

@@ -51,7 +51,7 @@ def targets(directory: Path) -> list[Target]:
         """Whatever lies there, reading and folding do not fail."""
         (counts / "ended.json").write_bytes(data)
         (counts / "1-1.json").write_bytes(data)
-        read_counts(counts, "v1")
+        read_counts(counts, "d1", "v1")
         fold_ended(counts)
 
     slots = Slots(folder)
@@ -116,7 +116,8 @@ def _picture(kind: str) -> bytes:
 def _counts(folder: Path) -> bytes:
     outputs = np.array([[0.25, 0.75]], np.float32)
     writer = CountsWriter(folder)
-    writer.add(Prediction(version="v1", model="global", outputs=outputs, probabilities=outputs), duration_s=0.01)
+    prediction = Prediction(version="v1", model="global", outputs=outputs, probabilities=outputs)
+    writer.add("d1", prediction, duration_s=0.01)
     writer.close()
     (path,) = folder.glob("*.json")
     return path.read_bytes()

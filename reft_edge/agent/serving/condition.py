@@ -2,6 +2,10 @@
 
 What is served and what became of a deployment is told at once, and after each connection. Counts and vitals are looked
 at once in [serving] `report_every_s`, and told if they have changed enough to matter: an idle device is silent.
+
+Errors of what has just been switched to are what a coordinator waits for while it watches its canaries, for seconds or
+for hours: nobody here knows how long. So they are looked at whenever a tenth of the time since the switch has passed,
+and told at once if there are more: soon after the switch within a second, later no more often than all else.
 """
 
 from __future__ import annotations
@@ -16,13 +20,18 @@ from reft_edge.agent.serving.counts import read_counts
 from reft_edge.agent.serving.slots import InstalledModel, Slots
 from reft_edge.agent.settings import ServingSettings
 from reft_edge.profiling.vitals import read_vitals
-from reft_edge.wire.deployment import Attempt, Condition, Served, Vitals
+from reft_edge.wire.deployment import Attempt, Condition, PredictionCounts, Served, Vitals
 
 TEMPERATURE_STEP_CELSIUS = 3.0
 """A board's temperature is never the same twice."""
 
 BATTERY_STEP = 0.02
 """A share of its charge."""
+
+WATCH_SHARE = 0.1
+"""Of the time since the switch: after this errors are looked at again."""
+
+WATCH_AT_LEAST_S = 1.0
 
 
 class ConditionReport:
@@ -43,6 +52,11 @@ class ConditionReport:
         self._say = say
         self._read_board = read_board
         self._told: Condition | None = None
+        self._watched = ""
+        """The deployment that is served."""
+        self._watched_since = 0.0
+        self._report_at = 0.0
+        """When counts and vitals are looked at; errors are at `look_at` already."""
         self.look_at: float | None = None
         """When to call `tick`; None while there is nobody to tell."""
 
@@ -59,19 +73,35 @@ class ConditionReport:
             self._tell(self._now(attempt), now)
 
     def tick(self, attempt: Attempt | None, now: float) -> None:
-        """Look at counts and vitals when it is time."""
+        """Look at errors, counts and vitals when it is time."""
         if self.look_at is None or now < self.look_at:
             return
-        condition = self._now(attempt)
-        if self._is_news(self._serving(attempt)) or self._has_changed(condition):
-            self._tell(condition, now)
-        else:
-            self.look_at = now + self._settings.report_every_s
+        serving = self._serving(attempt)
+        if self._is_news(serving) or self._has_failed(serving):
+            self._tell(self._now(attempt), now)
+            return
+        if now >= self._report_at:
+            condition = self._now(attempt)
+            if self._has_changed(condition):
+                self._tell(condition, now)
+                return
+            self._report_at = now + self._settings.report_every_s
+        self._look_later(now)
 
     def _tell(self, condition: Condition, now: float) -> None:
+        deployment = "" if condition.serving is None else condition.serving.deployment
+        if deployment != self._watched:
+            self._watched, self._watched_since = deployment, now
         self._told = condition
-        self.look_at = now + self._settings.report_every_s
+        self._report_at = now + self._settings.report_every_s
+        self._look_later(now)
         self._say(condition)
+
+    def _look_later(self, now: float) -> None:
+        self.look_at = self._report_at
+        if self._watched:
+            watch_s = max(WATCH_AT_LEAST_S, WATCH_SHARE * (now - self._watched_since))
+            self.look_at = min(self.look_at, now + watch_s)
 
     def _serving(self, attempt: Attempt | None) -> Condition:
         """All but counts and vitals, which take time to read."""
@@ -82,10 +112,18 @@ class ConditionReport:
 
     def _now(self, attempt: Attempt | None) -> Condition:
         condition = self._serving(attempt)
-        counts = None
-        if condition.serving is not None and self._settings.report:
-            counts = read_counts(self._counts_folder, condition.serving.version)
-        return msgspec.structs.replace(condition, counts=counts, vitals=self._read_board())
+        return msgspec.structs.replace(condition, counts=self._counts(condition.serving), vitals=self._read_board())
+
+    def _counts(self, served: Served | None) -> PredictionCounts | None:
+        if served is None:
+            return None
+        errors_only = not self._settings.report
+        return read_counts(self._counts_folder, served.deployment, served.version, errors_only=errors_only)
+
+    def _has_failed(self, serving: Condition) -> bool:
+        """Whether there are more errors than were told."""
+        now, told = self._counts(serving.serving), None if self._told is None else self._told.counts
+        return now is not None and now.errors > (0 if told is None else told.errors)
 
     def _is_news(self, serving: Condition) -> bool:
         told = self._told

@@ -1,9 +1,13 @@
-"""How often each class was predicted, and how confidently: counts only, for the owner of a device to allow.
+"""What processes that predict have counted: errors always, classes and confidence where the device's owner allows it.
 
-Each process that predicts has a file of its own, `<spool>/serving/counts/<pid>-<start>.json`, which it replaces every
-few seconds while it predicts; the agent's daemon sums them. A process holds a lock on its file, so that the files of
-processes that have ended are told from the others, also where their numbers are used again; the next process that
-starts adds them to one file and removes them. Counts of a version are of all time since it was first served here.
+That what was deployed fails says nothing about anybody's data, and a canary that may not say so is none. How often each
+class was the answer, and how confidently, is for the owner to allow: [serving] report.
+
+Each process has a file of its own, `<spool>/serving/counts/<pid>-<start>.json`, which it replaces every few seconds
+while it predicts, and at its first error at once; the agent's daemon sums them. A process holds a lock on its file, so
+that the files of processes that have ended are told from the others, also where their numbers are used again; the next
+process that counts adds them to one file and removes them. Counts are kept by deployment, so a version that is deployed
+once more begins at 0.
 
 Neither an input nor a single prediction is kept, nor when one was made. Loads no numpy: the daemon reads counts.
 """
@@ -34,11 +38,11 @@ if TYPE_CHECKING:
 WRITE_EVERY_S = 5.0
 """What a process that is killed has not counted. Written without syncing: nothing hangs on these seconds."""
 
-MAX_VERSIONS = 4
-"""Whose counts one file keeps: what is served now, what was before, and a few to return to."""
+MAX_DEPLOYMENTS = 4
+"""Whose counts one file keeps: what is served now, what was before, and a few that a process still goes on with."""
 
 MAX_FILE_BYTES = 256 * 1024
-"""A file of four versions with a thousand classes each takes some 50 KB."""
+"""A file of four deployments with a thousand classes each takes some 50 KB."""
 
 LATENCY_EDGES_S = tuple(1e-4 * 2 ** (step / 4) for step in range(80))
 """Upper edges of the bins in which times of one call are counted: 0.1 ms to 88 s, each 19% above the last."""
@@ -48,11 +52,14 @@ _ENDED = "ended.json"
 
 _LOCK = "lock"
 
+_PARTIAL = ".tmp"
+"""A file that is not complete, beside the one that it is to replace."""
+
 logger = logging.getLogger(__name__)
 
 
-class VersionCounts(msgspec.Struct, kw_only=True):
-    """Of one version in one process, or in several that have ended."""
+class DeploymentCounts(msgspec.Struct, kw_only=True):
+    """Of one deployment in one process, or in several that have ended."""
 
     predictions: Annotated[int, Meta(ge=0)] = 0
     errors: Annotated[int, Meta(ge=0)] = 0
@@ -61,7 +68,7 @@ class VersionCounts(msgspec.Struct, kw_only=True):
     latency: Annotated[list[Annotated[int, Meta(ge=0)]], Meta(max_length=len(LATENCY_EDGES_S) + 1)] = []
     """Calls by how long they took (`LATENCY_EDGES_S`); the last entry: longer."""
 
-    def add(self, other: VersionCounts) -> None:
+    def add(self, other: DeploymentCounts) -> None:
         self.predictions += other.predictions
         self.errors += other.errors
         for mine, others in (
@@ -84,49 +91,49 @@ class VersionCounts(msgspec.Struct, kw_only=True):
 
 
 class CountsFile(msgspec.Struct, kw_only=True):
-    """Versions in the order in which they were last served."""
+    """Deployments in the order in which they last predicted."""
 
-    versions: dict[str, VersionCounts] = {}
+    deployments: dict[str, DeploymentCounts] = {}
     folded: tuple[str, ...] = ()
     """In `ended.json`: names of files that it holds the counts of already, and that are still to be removed."""
 
-    def of(self, version: str) -> VersionCounts:
-        """Counts of `version`, to be added to; the version that was served longest ago makes room for them."""
-        found = self.versions.pop(version, None) or VersionCounts()
-        self.versions[version] = found
-        while len(self.versions) > MAX_VERSIONS:
-            del self.versions[next(iter(self.versions))]
+    def of(self, deployment: str) -> DeploymentCounts:
+        """Counts of `deployment`, to be added to; the one that predicted longest ago makes room for them."""
+        found = self.deployments.pop(deployment, None) or DeploymentCounts()
+        self.deployments[deployment] = found
+        while len(self.deployments) > MAX_DEPLOYMENTS:
+            del self.deployments[next(iter(self.deployments))]
         return found
 
 
 class CountsWriter:
-    """Counts this process's predictions in a file of its own in `folder`, which is created.
+    """Counts what this process predicts in a file of its own in `folder`; both are made when there is something to do.
 
-    Never fails: where nothing can be written it says so once. Any number of threads may use it at a time.
+    `errors_only`: nothing else is counted. Never fails: where nothing can be written it says so once. Any
+    number of threads may use it at a time.
     """
 
-    def __init__(self, folder: Path, *, write_every_s: float = WRITE_EVERY_S) -> None:
+    def __init__(self, folder: Path, *, errors_only: bool = False, write_every_s: float = WRITE_EVERY_S) -> None:
         self._folder = folder
+        self._errors_only = errors_only
         self._write_every_s = write_every_s
         self._path = folder / f"{os.getpid()}-{time.time_ns()}.json"  # a name that no file has had
         self._counts = CountsFile()
         self._changed = threading.Condition()
         self._is_changed = False
+        self._is_urgent = False
         self._is_closed = False
         self._told = False
         self._descriptor: int | None = None
         self._thread: threading.Thread | None = None
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fold_ended(folder)
-        except (OSError, ResourceError) as exc:
-            self._tell(exc)
 
-    def add(self, prediction: Prediction, *, duration_s: float) -> None:
+    def add(self, deployment: str, prediction: Prediction, *, duration_s: float) -> None:
         """Count a call and its samples."""
+        if self._errors_only:
+            return
         indices, confidence = prediction.indices, prediction.confidence
         with self._changed:
-            counts = self._counts.of(prediction.version)
+            counts = self._counts.of(deployment)
             counts.predictions += len(prediction)
             _count(counts.latency, bisect_left(LATENCY_EDGES_S, duration_s))
             if indices is not None and confidence is not None:
@@ -136,10 +143,12 @@ class CountsWriter:
                     _count(counts.confidence, confidence_bin(share))
             self._notify()
 
-    def add_error(self, version: str) -> None:
-        """Count a call that failed, and not because of its input."""
+    def add_error(self, deployment: str) -> None:
+        """Count a call that failed, and not because of its input. The first one is written at once."""
         with self._changed:
-            self._counts.of(version).errors += 1
+            counts = self._counts.of(deployment)
+            counts.errors += 1
+            self._is_urgent |= counts.errors == 1
             self._notify()
 
     def close(self) -> None:
@@ -158,33 +167,42 @@ class CountsWriter:
         self._is_changed = True
         self._changed.notify_all()
         if self._thread is None and not self._is_closed:
-            # No thread for a process that never predicts.
             self._thread = threading.Thread(target=self._write_now_and_then, name="reft-edge-counts", daemon=True)
             self._thread.start()
 
     def _write_now_and_then(self) -> None:
+        self._prepare()
         is_last = False
         while not is_last:
             with self._changed:
                 self._changed.wait_for(lambda: self._is_closed or self._is_changed)
-                self._changed.wait_for(lambda: self._is_closed, timeout=self._write_every_s)
+                self._changed.wait_for(lambda: self._is_closed or self._is_urgent, timeout=self._write_every_s)
                 is_last = self._is_closed
                 data = msgspec.json.encode(self._counts) if self._is_changed else None
-                self._is_changed = False
+                self._is_changed = self._is_urgent = False
             if data is not None:
                 self._write(data)
 
+    def _prepare(self) -> None:
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fold_ended(self._folder)
+        except (OSError, ResourceError) as exc:
+            self._tell(exc)
+
     def _write(self, data: bytes) -> None:
         """Replace the file; the new one is locked before it can be seen."""
-        partial = self._path.with_suffix(".tmp")
+        partial = self._path.with_suffix(_PARTIAL)
         try:
             descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-                os.write(descriptor, data)
+                with open(descriptor, "wb", closefd=False) as file:
+                    file.write(data)
                 partial.replace(self._path)
             except OSError:
                 os.close(descriptor)
+                partial.unlink(missing_ok=True)
                 raise
         except OSError as exc:
             self._tell(exc)
@@ -199,15 +217,20 @@ class CountsWriter:
             logger.warning("%s: what is predicted cannot be counted: %s", self._folder, error)
 
 
-def read_counts(folder: Path, version: str) -> PredictionCounts | None:
-    """What all processes have counted of `version`; None when none has predicted with it. Never fails."""
-    total = VersionCounts()
+def read_counts(folder: Path, deployment: str, version: str, *, errors_only: bool = False) -> PredictionCounts | None:
+    """What all processes have counted of `deployment`, which brought `version`; None: nothing. Never fails.
+
+    `errors_only`: nothing else is told, whatever was counted.
+    """
+    total = DeploymentCounts()
     try:
         with _locked(folder / _LOCK):
             for file in _read_all(folder):
-                total.add(file.versions.get(version, VersionCounts()))
-    except OSError:  # nobody has ever predicted, or the folder is not ours
+                total.add(file.deployments.get(deployment, DeploymentCounts()))
+    except OSError:  # nobody has ever counted, or the folder is not ours
         return None
+    if errors_only:
+        total = DeploymentCounts(errors=total.errors)
     return total.message(version) if total.predictions or total.errors else None
 
 
@@ -222,8 +245,8 @@ def fold_ended(folder: Path) -> None:
         names = [path.name for path in _files(folder) if _has_ended(path)]
         for name in names:
             found = _read(folder / name) or CountsFile()
-            for version, counts in found.versions.items():
-                ended.of(version).add(counts)
+            for deployment, counts in found.deployments.items():
+                ended.of(deployment).add(counts)
         if not names:
             return
         ended.folded = tuple(names)
@@ -308,8 +331,10 @@ def _has_ended(path: Path) -> bool:
 
 
 def _remove(folder: Path, names: Sequence[str]) -> None:
+    """Files of processes that have ended, with what they were about to replace them by."""
     for name in names:
         (folder / name).unlink(missing_ok=True)
+        (folder / name).with_suffix(_PARTIAL).unlink(missing_ok=True)
 
 
 @contextmanager

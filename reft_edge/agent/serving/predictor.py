@@ -5,7 +5,8 @@ with the one that is there; then the name changes hands. A call ends on the vers
 such call lets go of the old model, so for a moment there are two in memory. No call waits for a version that is being
 loaded, unless it is the first one ever.
 
-A new version that is damaged or does not load changes nothing but the log. Where memory was short it is tried again.
+A new version that is damaged or does not load changes nothing here; it is logged, and counted as that version's error,
+so that the coordinator hears that it is not what predicts. Where memory was short it is tried again.
 """
 
 from __future__ import annotations
@@ -72,8 +73,9 @@ class Predictor:
         self._retry_at = 0.0
         self._loading = threading.Lock()
         self._told = ""
-        self._counts = CountsWriter(self._place.counts) if self._place.counts is not None else None
-        if self._counts is not None:
+        self._counts: CountsWriter | None = None
+        if self._place.slots is not None:
+            self._counts = CountsWriter(self._place.slots.root / COUNTS, errors_only=not self._place.report)
             weakref.finalize(self, self._counts.close)  # also when Python ends
         if self._place.slots is None:
             self._served = _load_file(self._place.path, threads)
@@ -94,10 +96,10 @@ class Predictor:
             prediction = _predict(served, samples, batch_size)
         except ReftError:
             if self._counts is not None:
-                self._counts.add_error(served.version)
+                self._counts.add_error(served.deployment)
             raise
         if self._counts is not None:
-            self._counts.add(prediction, duration_s=time.perf_counter() - begun)
+            self._counts.add(served.deployment, prediction, duration_s=time.perf_counter() - begun)
         return prediction
 
     def served(self) -> ServedModel:
@@ -118,7 +120,7 @@ class Predictor:
         threading.Thread(target=self._follow, args=(slots,), name="reft-edge-load", daemon=True).start()
 
     def close(self) -> None:
-        """Write the last counts, where they are asked for. The predictor may not be used any more."""
+        """Write what was counted last. The predictor may not be used any more."""
         if self._counts is not None:
             self._counts.close()
 
@@ -139,17 +141,17 @@ class Predictor:
             while self._is_stale(slots):
                 stamp = slots.stamp()
                 self._retry_at = 0.0
-                problem = self._take(slots)
+                chosen = slots.current()
+                problem = self._take(chosen, slots)
                 if slots.stamp() != stamp:
                     continue  # switched meanwhile: what was said may be about files that have gone
                 self._stamp = stamp
                 if isinstance(problem, (ResourceError, OSError)):
                     self._retry_at = time.monotonic() + RETRY_S
-                self._tell(problem)
+                self._tell(chosen, problem)
 
-    def _take(self, slots: Slots) -> Exception | None:
+    def _take(self, chosen: InstalledModel | None, slots: Slots) -> Exception | None:
         """Serve what the slots name; otherwise why not, and what is here goes on, or else what was served before."""
-        chosen = slots.current()
         if chosen is None:
             if slots.stamp() is not None:  # else the spool is out of reach, and nobody has undone anything
                 self._served = None
@@ -170,23 +172,27 @@ class Predictor:
             return exc
         return None
 
-    def _tell(self, problem: Exception | None) -> None:
+    def _tell(self, chosen: InstalledModel | None, problem: Exception | None) -> None:
         """Once, and again when it is another one."""
         text = "" if problem is None else f"{self._place.path}: {problem}"
         if text and text != self._told:
             goes_on = "nothing is served" if self._served is None else f"{self._served.version} is served"
             logger.warning("%s; %s", text, goes_on)
+            if chosen is not None and self._counts is not None:
+                self._counts.add_error(chosen.slot.deployment)
         self._told = text
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """Where models come from, and where counts go: one of `slots` and `path` to a file."""
+    """Where models come from."""
 
     path: Path
     """As it was named."""
     slots: Slots | None = None
-    counts: Path | None = None
+    """None: `path` is the model itself."""
+    report: bool = False
+    """Whether the device's owner allows that more than errors is counted."""
 
 
 _NEVER = object()
@@ -203,7 +209,7 @@ def _find(source: Path) -> _Place:
     if source.suffix == ".toml":
         settings = AgentSettings.read(source)
         serving = source.resolve().parent / settings.spool / SERVING
-        return _Place(path=source, slots=Slots(serving), counts=serving / COUNTS if settings.serving.report else None)
+        return _Place(path=source, slots=Slots(serving), report=settings.serving.report)
     if not source.is_file():
         raise ConfigError(f"{source}: no such file; name an agent.toml, an agent's spool or an .onnx file")
     return _Place(path=source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import msgspec
@@ -12,7 +13,7 @@ from reft_edge.agent.serving.counts import CountsWriter
 from reft_edge.agent.serving.prediction import Prediction
 from reft_edge.agent.serving.slots import COUNTS, Slots
 from reft_edge.agent.settings import ServingSettings
-from reft_edge.wire.deployment import Attempt, Condition, Vitals
+from reft_edge.wire.deployment import Attempt, Condition, PredictionCounts, Vitals
 from tests.agent.serving.test_slots import serve
 
 FETCHING = Attempt(deployment="roll-out-two", state="fetching")
@@ -109,7 +110,7 @@ def test_counts_are_told_only_where_the_owner_allows_it(tmp_path: Path) -> None:
         assert [told.counts for told in bench.new()] == [None]
         counts = CountsWriter(bench.slots.root / COUNTS, write_every_s=0.01)
         prediction = Prediction(version="version-one", model="m", outputs=probabilities, probabilities=probabilities)
-        counts.add(prediction, duration_s=0.01)
+        counts.add("roll-out-one", prediction, duration_s=0.01)
         counts.close()
         bench.report.tick(None, now=60)
     assert silent.new() == []
@@ -121,6 +122,55 @@ def test_counts_are_told_only_where_the_owner_allows_it(tmp_path: Path) -> None:
     serve(open_.slots, "two")
     open_.report.update(None, now=121)
     assert [told.counts for told in open_.new()] == [None]  # of another version nothing is counted yet
+
+
+def failed(bench: Bench, deployment: str, n_errors: int = 1) -> None:
+    counts = CountsWriter(bench.slots.root / COUNTS, errors_only=True)
+    for _ in range(n_errors):
+        counts.add_error(deployment)
+    counts.close()
+
+
+def look(bench: Bench, until: float) -> list[float]:
+    """Call `tick` when it is due; when that was."""
+    at = []
+    while (due := bench.report.look_at) is not None and due <= until:
+        at.append(due)
+        bench.report.tick(None, due)
+    return at
+
+
+def test_errors_after_a_switch_are_told_at_once_whatever_the_owner_allows(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.report.connected(None, now=0)
+    for name, switched_at in (("one", 1000.0), ("two", 2000.0)):
+        look(bench, switched_at)
+        serve(bench.slots, name)
+        bench.report.update(None, switched_at)
+        bench.new()
+        failed(bench, f"roll-out-{name}")
+        look(bench, switched_at + 1.5)
+        (told,) = bench.new()
+        assert told.counts == PredictionCounts(version=f"version-{name}", errors=1)
+        look(bench, switched_at + 100)
+        assert bench.new() == []  # known already
+        failed(bench, f"roll-out-{name}", n_errors=2)
+        look(bench, switched_at + 120)
+        assert [told.counts and told.counts.errors for told in bench.new()] == [3]
+
+
+def test_the_longer_a_version_serves_the_less_often_it_is_looked_at(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    serve(bench.slots, "one")
+    bench.report.connected(None, now=0)
+    bench.new()
+    at = look(bench, 2000)
+    pauses = [after - before for before, after in itertools.pairwise([0.0, *at])]
+    assert all(pause <= max(1, after / 10) for pause, after in zip(pauses, at, strict=True))
+    assert pauses[:10] == [1] * 10  # `WATCH_AT_LEAST_S`
+    assert pauses[-10:] == [60] * 10  # `report_every_s`
+    assert len(at) < 100
+    assert bench.new() == []  # and nothing is said
 
 
 def test_a_condition_is_small(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ import pytest
 from reft_edge.agent.serving import counts as module
 from reft_edge.agent.serving.counts import (
     LATENCY_EDGES_S,
-    MAX_VERSIONS,
+    MAX_DEPLOYMENTS,
     CountsWriter,
     confidence_bin,
     fold_ended,
@@ -36,8 +37,13 @@ def counted(folder: Path, *predictions: Prediction, duration_s: float = 0.01) ->
     """By a process that has ended, as far as its file tells."""
     writer = CountsWriter(folder)
     for each in predictions:
-        writer.add(each, duration_s=duration_s)
+        writer.add(each.version, each, duration_s=duration_s)
     writer.close()
+
+
+def counts_of(folder: Path, version: str = "v1") -> PredictionCounts | None:
+    """Here a deployment has the name of its version."""
+    return read_counts(folder, version, version)
 
 
 def files(folder: Path) -> list[str]:
@@ -46,7 +52,7 @@ def files(folder: Path) -> list[str]:
 
 def test_what_was_predicted_is_counted_by_class_and_by_confidence(tmp_path):
     counted(tmp_path, prediction(0, 2, 2), prediction(2, confidence=1.0))
-    found = read_counts(tmp_path, "v1")
+    found = counts_of(tmp_path)
     assert found is not None
     assert (found.predictions, found.errors) == (4, 0)
     assert found.classes == (1, 0, 3)
@@ -56,31 +62,65 @@ def test_what_was_predicted_is_counted_by_class_and_by_confidence(tmp_path):
     assert decode_condition(module.msgspec.json.encode(Condition(counts=found))).counts == found
 
 
-def test_versions_are_counted_apart_and_a_version_that_nobody_used_has_no_counts(tmp_path):
+def test_deployments_are_counted_apart_and_one_that_nobody_used_has_no_counts(tmp_path):
     counted(tmp_path, prediction(0), prediction(1, 1, version="v2"))
-    found = [read_counts(tmp_path, version) for version in ("v1", "v2", "v3")]
+    found = [counts_of(tmp_path, version) for version in ("v1", "v2", "v3")]
     assert [each and each.predictions for each in found] == [1, 2, None]
-    assert read_counts(tmp_path / "away", "v1") is None
+    assert counts_of(tmp_path / "away") is None
 
 
 def test_a_model_of_numbers_counts_samples_only(tmp_path):
     numbers = Prediction(version="v1", model="global", outputs=np.zeros((5, 1), np.float32), probabilities=None)
     counted(tmp_path, numbers)
-    found = read_counts(tmp_path, "v1")
+    found = counts_of(tmp_path)
     assert found is not None
     assert (found.predictions, found.classes, found.confidence) == (5, (), ())
 
 
-def test_errors_are_counted(tmp_path):
+def test_a_version_that_is_deployed_once_more_begins_without_errors(tmp_path):
     writer = CountsWriter(tmp_path)
+    writer.add_error("first")
+    writer.add("second", prediction(0), duration_s=0.01)
+    writer.close()
+    assert read_counts(tmp_path, "first", "v1") == PredictionCounts(version="v1", errors=1)
+    second = read_counts(tmp_path, "second", "v1")
+    assert second is not None
+    assert (second.version, second.predictions, second.errors) == ("v1", 1, 0)
+
+
+def test_the_first_error_is_written_at_once_and_so_is_that_of_the_next_deployment(tmp_path):
+    writer = CountsWriter(tmp_path, write_every_s=3600)
+    for version in ("v1", "v2"):
+        writer.add_error(version)
+        while counts_of(tmp_path, version) != PredictionCounts(version=version, errors=1):
+            pass
     writer.add_error("v1")
     writer.close()
-    assert read_counts(tmp_path, "v1") == PredictionCounts(version="v1", errors=1)
+    assert counts_of(tmp_path) == PredictionCounts(version="v1", errors=2)
+
+
+def test_where_errors_only_are_allowed_nothing_else_is_counted_or_told(tmp_path):
+    counted(tmp_path, prediction(0, 1))  # when it was allowed
+    writer = CountsWriter(tmp_path, errors_only=True)
+    writer.add("v1", prediction(2), duration_s=0.01)
+    assert read_counts(tmp_path, "v1", "v1", errors_only=True) is None
+    writer.add_error("v1")
+    writer.close()
+    assert read_counts(tmp_path, "v1", "v1", errors_only=True) == PredictionCounts(version="v1", errors=1)
+    own = next(path for path in tmp_path.glob("*.json") if path.name != "ended.json")
+    assert '"classes":[]' in own.read_text()
+
+
+def test_a_process_that_counts_nothing_writes_nothing(tmp_path):
+    writer = CountsWriter(tmp_path / "counts", errors_only=True)
+    writer.add("v1", prediction(2), duration_s=0.01)
+    writer.close()
+    assert not (tmp_path / "counts").exists()
 
 
 def test_classes_beyond_the_last_one_that_is_told_are_counted_together(tmp_path):
     counted(tmp_path, prediction(MAX_COUNTED_CLASSES - 1, MAX_COUNTED_CLASSES + 5, n_classes=MAX_COUNTED_CLASSES + 9))
-    found = read_counts(tmp_path, "v1")
+    found = counts_of(tmp_path)
     assert found is not None
     assert (len(found.classes), found.classes[-1]) == (MAX_COUNTED_CLASSES, 2)
 
@@ -101,8 +141,8 @@ def test_the_percentile_is_the_upper_edge_of_its_bin():
 def test_a_process_that_goes_on_is_read_while_it_does(tmp_path):
     writer = CountsWriter(tmp_path, write_every_s=0.001)
     for number in range(1, 4):
-        writer.add(prediction(1), duration_s=0.01)
-        while (found := read_counts(tmp_path, "v1")) is None or found.predictions < number:
+        writer.add("v1", prediction(1), duration_s=0.01)
+        while (found := counts_of(tmp_path)) is None or found.predictions < number:
             pass
         fold_ended(tmp_path)
         assert len(files(tmp_path)) == 1, "it has not ended"
@@ -114,7 +154,7 @@ import sys
 from pathlib import Path
 from tests.agent.serving.test_counts import CountsWriter, prediction
 writer = CountsWriter(Path(sys.argv[1]), write_every_s=0.001)
-writer.add(prediction(0, 1), duration_s=0.01)
+writer.add("v1", prediction(0, 1), duration_s=0.01)
 print("counts", flush=True)
 sys.stdin.read()
 """
@@ -130,28 +170,54 @@ def test_a_killed_process_keeps_what_it_has_written_and_the_next_one_folds_it(tm
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        while (found := read_counts(tmp_path, "v1")) is None or found.predictions < 3:
+        while (found := counts_of(tmp_path)) is None or found.predictions < 3:
             pass
         assert len(files(tmp_path)) == 2, "its own, and that of those that have ended"
         process.kill()
         process.wait()
     fold_ended(tmp_path)
     assert files(tmp_path) == ["ended.json"]
-    found = read_counts(tmp_path, "v1")
+    found = counts_of(tmp_path)
     assert found is not None
     assert (found.predictions, found.classes) == (3, (1, 1, 1))
+
+
+def test_what_a_killed_process_was_about_to_write_goes_with_its_file(tmp_path):
+    counted(tmp_path, prediction(2))
+    (path,) = tmp_path.glob("*.json")
+    path.with_suffix(".tmp").write_text("{")
+    fold_ended(tmp_path)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["ended.json", "lock"]
+
+
+def test_a_disk_that_takes_half_of_it_leaves_what_was_there(tmp_path, monkeypatch, caplog):
+    counted(tmp_path, prediction(0))
+    writer = CountsWriter(tmp_path, write_every_s=0.001)
+
+    def full(descriptor: int, *_: object, **__: object) -> None:
+        os.write(descriptor, b'{"depl')
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "open", full, raising=False)
+    writer.add("v1", prediction(1), duration_s=0.01)
+    writer.close()
+    found = counts_of(tmp_path)
+    assert found is not None
+    assert found.predictions == 1
+    assert sorted(each.suffix for each in tmp_path.iterdir()) == ["", ".json"]
+    assert "cannot be counted: [Errno 28] No space left on device" in caplog.text
 
 
 def test_files_stay_few_however_many_processes_have_predicted(tmp_path):
     for number in range(20):
         counted(tmp_path, prediction(0, version=f"v{number}"), prediction(0))
     assert len(files(tmp_path)) <= 2
-    found = read_counts(tmp_path, "v1")
+    found = counts_of(tmp_path)
     assert found is not None
     assert found.predictions == 21
     fold_ended(tmp_path)
-    kept = json.loads((tmp_path / "ended.json").read_text())["versions"]
-    assert len(kept) == MAX_VERSIONS
+    kept = json.loads((tmp_path / "ended.json").read_text())["deployments"]
+    assert len(kept) == MAX_DEPLOYMENTS
     assert list(kept)[-1] == "v1"
 
 
@@ -174,7 +240,7 @@ def test_a_kill_while_folding_neither_loses_nor_doubles(tmp_path, monkeypatch, s
         with pytest.raises(KilledError):
             fold_ended(tmp_path)
     for _ in range(3):
-        found = read_counts(tmp_path, "v1")
+        found = counts_of(tmp_path)
         assert found is not None
         assert found.predictions == 2
         fold_ended(tmp_path)
@@ -184,9 +250,9 @@ def test_a_kill_while_folding_neither_loses_nor_doubles(tmp_path, monkeypatch, s
 def test_files_that_are_no_counts_are_ignored(tmp_path, caplog):
     counted(tmp_path, prediction(0))
     (tmp_path / "1-1.json").write_bytes(b"\xff")
-    (tmp_path / "1-2.json").write_text('{"versions": {"v1": {"predictions": -5}}}')
+    (tmp_path / "1-2.json").write_text('{"deployments": {"v1": {"predictions": -5}}}')
     (tmp_path / "1-3.json").write_text(" " * (module.MAX_FILE_BYTES + 1))
-    found = read_counts(tmp_path, "v1")
+    found = counts_of(tmp_path)
     assert found is not None
     assert found.predictions == 1
     assert "is of no use and is ignored" in caplog.text
@@ -197,7 +263,7 @@ def test_where_nothing_can_be_written_predicting_goes_on_and_it_is_said_once(tmp
     with caplog.at_level(logging.WARNING):
         writer = CountsWriter(tmp_path / "file" / "counts", write_every_s=0.001)
         for _ in range(3):
-            writer.add(prediction(0), duration_s=0.01)
+            writer.add("v1", prediction(0), duration_s=0.01)
         writer.close()
     assert len(caplog.records) == 1
     assert "what is predicted cannot be counted" in caplog.text
@@ -205,12 +271,12 @@ def test_where_nothing_can_be_written_predicting_goes_on_and_it_is_said_once(tmp
 
 def test_nothing_but_counts_is_written(tmp_path):
     writer = CountsWriter(tmp_path)
-    writer.add(prediction(1, 2), duration_s=0.0123)
+    writer.add("v1", prediction(1, 2), duration_s=0.0123)
     writer.close()
     (path,) = tmp_path.glob("*.json")
     assert path.name.startswith(f"{os.getpid()}-")
     content = json.loads(path.read_text())
-    assert content.keys() == {"versions", "folded"}
-    (counts,) = content["versions"].values()
+    assert content.keys() == {"deployments", "folded"}
+    (counts,) = content["deployments"].values()
     assert counts.keys() == {"predictions", "errors", "classes", "confidence", "latency"}
     assert path.stat().st_mode & 0o077 == 0

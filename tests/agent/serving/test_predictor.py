@@ -289,17 +289,23 @@ def test_what_is_no_source_is_one_line(tmp_path):
             Predictor(source)
 
 
+def errors_of(spool: Path, version: str) -> int:
+    found = read_counts(spool / "serving" / "counts", f"roll-out-of-{version}", version)
+    return 0 if found is None else found.errors
+
+
 def test_predictions_are_counted_only_where_the_owner_allows_it(tmp_path, spool):
     serve(spool, "v1", numbered(1))
     counts = spool / "serving" / "counts"
-    with Predictor(write_agent_toml(tmp_path)) as predictor:
-        predictor.predict(ONE)
-    assert not counts.exists()
+    for source in (write_agent_toml(tmp_path), spool):
+        with Predictor(source) as predictor:
+            predictor.predict(ONE)
+        assert not counts.exists()
     with Predictor(write_agent_toml(tmp_path, serving="report = true")) as predictor:
         predictor.predict(ONE)
         with pytest.raises(DataError):
             predictor.predict([1.0])
-    found = read_counts(counts, "v1")
+    found = read_counts(counts, "roll-out-of-v1", "v1")
     assert found is not None
     assert (found.predictions, found.errors, found.classes) == (1, 0, (0, 1))
 
@@ -311,9 +317,25 @@ def test_an_answer_that_is_no_number_is_the_models_error_and_is_counted_as_one(t
         inputs[1] = 3e38
         with pytest.raises(ModelError, match=r"^version v1 \(global\) answers sample 1 \(1 of 3 samples\) with what"):
             predictor.predict(inputs)
-    found = read_counts(spool / "serving" / "counts", "v1")
-    assert found is not None
-    assert (found.predictions, found.errors) == (0, 1)
+    assert errors_of(spool, "v1") == 1
+
+
+@pytest.mark.parametrize("source", ["agent.toml", "spool"])
+def test_errors_are_counted_wherever_a_device_serves(tmp_path, spool, source):
+    write_agent_toml(tmp_path)
+    serve(spool, "v1", linear_onnx([0, 0, 0], gain=1))
+    with Predictor(tmp_path / source) as predictor, pytest.raises(ModelError):
+        predictor.predict(np.full((1, *SHAPE), 3e38, np.float32))
+    assert errors_of(spool, "v1") == 1
+
+
+def test_a_version_that_does_not_load_has_an_error_and_what_serves_meanwhile_has_none(spool):
+    serve(spool, "v1", numbered(1))
+    with Predictor(spool) as predictor:
+        serve(spool, "v2", b"this is no model")
+        while errors_of(spool, "v2") != 1:
+            assert predictor.predict(ONE).version == "v1"
+    assert errors_of(spool, "v1") == 0
 
 
 def test_a_class_that_cannot_be_has_probability_zero(tmp_path):
