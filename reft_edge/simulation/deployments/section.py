@@ -184,7 +184,7 @@ def _bad(settings: DeploySettings, runs: Sequence[Stopped]) -> str:
         "version",
         "stopped for",
         "canaries asked",
-        "ever served it",
+        "served it",
         "beyond canaries",
         "command, s",
         "undone, s",
