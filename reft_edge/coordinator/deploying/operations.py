@@ -77,9 +77,7 @@ def deploy(site: Site, prepared: Prepared, *, listener: Listener) -> Progress:
         rules=site.settings.deployment.health_rules,
     )
     site.store.begin_deployment(record, parts)
-    state = rollout.start_rollout(
-        record.deployment, parts, online=site.present(), rules=rollout_rules(site.settings), now=now
-    )
+    state = rollout.start_rollout(parts, online=site.present(), rules=rollout_rules(site.settings), now=now)
     return _played(site, Deployer(site, record, state, listener=listener))
 
 

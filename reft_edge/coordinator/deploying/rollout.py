@@ -134,7 +134,6 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
     """The whole state of a deployment."""
 
     rules: RolloutRules
-    deployment: str
     parts: Mapping[str, DeployedDevice]
     """By device."""
     phase: Phase
@@ -172,7 +171,7 @@ class Rollout(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def start_rollout(
-    deployment: str, parts: Iterable[DeployedDevice], *, online: Iterable[str], rules: RolloutRules, now: float
+    parts: Iterable[DeployedDevice], *, online: Iterable[str], rules: RolloutRules, now: float
 ) -> Rollout:
     """The canaries are asked. Parts that serve the version already are left alone, and stand for canaries.
 
@@ -187,7 +186,6 @@ def start_rollout(
         raise LocalProtocolError(f"canaries must be online; {away} are not")
     state = Rollout(
         rules=rules,
-        deployment=deployment,
         parts=by_device,
         phase=Phase.CANARY,
         since=now,
@@ -214,7 +212,6 @@ def resume_rollout(
         phase = Phase.CANARY
     return Rollout(
         rules=rules,
-        deployment=record.deployment,
         parts=by_device,
         phase=phase,
         since=record.since,
@@ -297,7 +294,8 @@ def _hear(state: Rollout, event: Heard) -> Rollout:
         smaller = msgspec.structs.replace(after, model=after.smaller, smaller="", answered_at=None, health=())
         return _put(state, _asked(smaller, event.now, reason=f"{after.model}: {after.reason}"))
     if after.state == "serving" and after.wave == "canary" and (errors := _errors(event.condition)):
-        after = _answered(after, "failed", f"it counted {errors} errors while it served it", event.now)
+        counted = f"{errors} error{'' if errors == 1 else 's'}"
+        after = _answered(after, "failed", f"it counted {counted} while it served it", event.now)
     return _put(state, after)
 
 

@@ -43,7 +43,7 @@ def parts():
 
 
 def begin(rules=RULES, online=(*CANARIES, *REST), now=0.0):
-    return start_rollout(NAME, parts(), online=online, rules=rules, now=now)
+    return start_rollout(parts(), online=online, rules=rules, now=now)
 
 
 def served(deployment=NAME, model="large"):
@@ -338,16 +338,16 @@ def test_a_done_deployment_may_be_undone_and_one_that_was_interrupted_goes_on():
 
 
 def test_devices_that_serve_it_already_are_not_asked():
-    state = start_rollout(NAME, [part("r1", state="serving")], online=["r1"], rules=RULES, now=0)
+    state = start_rollout([part("r1", state="serving")], online=["r1"], rules=RULES, now=0)
     assert (state.phase, word_for(state.parts["r1"])) == (Phase.SOAKING, None)
     assert advance(state, Tick(now=10)).phase is Phase.DONE
 
 
 def test_a_deployment_without_canaries_or_with_one_that_is_away_is_our_mistake():
     with pytest.raises(LocalProtocolError, match="at least one canary"):
-        start_rollout(NAME, [part("r1")], online=["r1"], rules=RULES, now=0)
+        start_rollout([part("r1")], online=["r1"], rules=RULES, now=0)
     with pytest.raises(LocalProtocolError, match="must be online"):
-        start_rollout(NAME, parts(), online=REST, rules=RULES, now=0)
+        start_rollout(parts(), online=REST, rules=RULES, now=0)
 
 
 def test_pending_devices_are_those_that_may_still_answer():
