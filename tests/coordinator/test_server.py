@@ -166,6 +166,9 @@ def test_every_kind_of_bad_device_costs_its_own_update_only(write, fleet):
     assert {fate for fate in fates if fate[2] != "late"} == {(number, *fate) for number in (1, 2) for fate in expected}
     assert (1, "late", "late") in fates  # the second round's comes when the run has ended, or just before
     assert [(closed.counted, closed.asked) for closed in of_kind(seen, events.RoundClosed)] == [(2, 7), (2, 7)]
+    collected = of_kind(seen, events.RoundCollected)
+    assert [(event.counted, [name.split("-")[1] for name in event.late]) for event in collected] == [(2, ["late"])] * 2
+    assert all(plan.training_flops > 0 for event in of_kind(seen, events.Planned) for plan in event.devices)
     reasons = {event.device.split("-")[1]: event.reason for event in of_kind(seen, events.UpdateSeen)}
     assert "norm" in reasons["diverges"]
     assert "1000000000 bytes" in reasons["huge"]
