@@ -80,14 +80,17 @@ class Collector:
         match event:
             case FromDevice(device=device, message=Status() as status):
                 came_or_went = self._records.hear_status(device, status, now)
+                self._records.flush()
                 self._note_presence(device, now)
                 if came_or_went:
                     self._tell_device(device)
             case FromDevice(device=device, message=ProfileAnnouncement() as announcement, certificate=certificate):
                 if self._records.hear_profile(device, announcement, certificate, now):
+                    self._records.flush()
                     self._tell_device(device)
             case FromDevice(device=device, message=Condition() as condition):
                 self._records.hear_condition(device, condition, now)
+                self._records.flush()
                 self._standing.hear(device, condition, now)
             case FromDevice(device=device, message=Accepted() | Refused() | Failed() | Progress() | Done() as report):
                 self._hear_report(device, report, now)

@@ -340,6 +340,20 @@ class Store(Database):
 
     # --- conditions and deployments; the queries are in `deployment_queries` ---
 
+    def save_heard(
+        self,
+        *,
+        devices: Iterable[DeviceRecord] = (),
+        presence: Iterable[PresenceRecord] = (),
+        conditions: Iterable[ConditionRecord] = (),
+    ) -> None:
+        """What several devices have told, in one transaction."""
+        told = ((tables.devices, devices), (tables.presence, presence), (tables.conditions, conditions))
+        with self._transaction() as connection:
+            for table, records in told:
+                for record in records:
+                    upsert(connection, table, row_of(record))
+
     def save_condition(self, record: ConditionRecord) -> None:
         with self._transaction() as connection:
             upsert(connection, tables.conditions, row_of(record))

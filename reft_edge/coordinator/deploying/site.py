@@ -37,6 +37,9 @@ CONNECT_TIMEOUT_S = 10.0
 QUIET_S = 0.3
 """What devices have retained at the broker comes in one go: when nothing came for so long, that was all."""
 
+MAX_WAITING = 1000
+"""Records of what was heard that are written together: some hundred milliseconds of work."""
+
 MAX_SETTLE_S = 60.0
 """Somebody who never falls silent is not listened to for longer before anything is done."""
 
@@ -64,10 +67,15 @@ class Site:
     def listen(self, timeout_s: float) -> FromNetwork | None:
         """Wait for one event, and keep what a device says of itself; None when none came. Raises what broke the
         network."""
+        if self.records.n_waiting >= MAX_WAITING:
+            self.records.flush()
         try:
-            event = self.network.inbox.get(timeout_s)
+            event = self.network.inbox.get(0.0 if self.records.n_waiting else timeout_s)
         except queue.Empty:
-            return None
+            if not self.records.n_waiting:
+                return None
+            self.records.flush()  # nothing else is to be done just now
+            return self.listen(timeout_s)
         match event:
             case Broken(error=error):
                 raise error
@@ -143,13 +151,15 @@ def open_site(
         network.start(wait_s=CONNECT_TIMEOUT_S)
         stack.callback(network.stop)
         stack.callback(standing.conclude, FAREWELL_S)
+        records = FleetRecords(store, fleet)
+        stack.callback(records.flush)
         yield Site(
             settings=settings,
             store=store,
             blobs=blobs,
             network=network,
             fleet=fleet,
-            records=FleetRecords(store, fleet),
+            records=records,
             standing=standing,
             conditions={},
             clock=clock,

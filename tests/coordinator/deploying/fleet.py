@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from reft_edge.coordinator.deploying.operations import deploy, prepare_deployment, roll_back
@@ -10,6 +10,7 @@ from reft_edge.coordinator.deploying.planning import Wishes
 from reft_edge.coordinator.deploying.releases import release_run
 from reft_edge.coordinator.deploying.site import open_site
 from reft_edge.coordinator.settings import load_federation
+from reft_edge.coordinator.store import Store
 from tests.coordinator.deploying.serving_device import ServingDevice
 from tests.coordinator.deploying.versions import finish_run, write_settings
 
@@ -66,8 +67,13 @@ class Fleet:
 
     def deployment(self):
         """The latest, as it is stored."""
-        with self.site() as site:
-            return site.store.latest_deployment(self.federation)
+        with closing(Store(self.results)) as store:
+            return store.latest_deployment(self.federation)
+
+    def conditions(self):
+        """As they are stored, by device."""
+        with closing(Store(self.results)) as store:
+            return [one.condition for one in store.conditions()]
 
 
 def states(outcome):

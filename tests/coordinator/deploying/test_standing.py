@@ -58,9 +58,9 @@ def test_a_monitor_serves_what_is_too_large_for_the_broker_and_notes_who_came(as
             return part.state == "serving" and any("away serves" in line for line in lines)
 
         Monitor(site, tell=lines.append).watch(stop=has_come)
-        assert {one.device: one.online for one in site.store.presence()} == {"away": True, "here": True}
-        assert {one.device for one in site.store.conditions()} == {"away", "here"}
     with closing(Store(fleet.results)) as store:
+        assert {one.device: one.online for one in store.presence()} == {"away": True, "here": True}
+        assert {one.device for one in store.conditions()} == {"away", "here"}
         assert store.seeded() == []
     assert back.serving.version == "run-1"
     assert "away serves version run-1, global int8" in lines
