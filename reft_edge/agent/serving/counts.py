@@ -21,14 +21,13 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from msgspec import Meta
 
-from reft_edge.agent.spool import write_atomically
+from reft_edge.agent.spool import locked, write_atomically
 from reft_edge.errors import ResourceError, one_line
 from reft_edge.wire.deployment import CONFIDENCE_BINS, MAX_COUNTED_CLASSES, PredictionCounts
 
@@ -224,7 +223,7 @@ def read_counts(folder: Path, deployment: str, version: str, *, errors_only: boo
     """
     total = DeploymentCounts()
     try:
-        with _locked(folder / _LOCK):
+        with locked(folder / _LOCK):
             for file in _read_all(folder):
                 total.add(file.deployments.get(deployment, DeploymentCounts()))
     except OSError:  # nobody has ever counted, or the folder is not ours
@@ -239,7 +238,7 @@ def fold_ended(folder: Path) -> None:
 
     A kill at any moment neither loses a count nor counts one twice.
     """
-    with _locked(folder / _LOCK):
+    with locked(folder / _LOCK):
         ended = _read(folder / _ENDED) or CountsFile()
         _remove(folder, ended.folded)  # what a kill has left
         names = [path.name for path in _files(folder) if _has_ended(path)]
@@ -335,14 +334,3 @@ def _remove(folder: Path, names: Sequence[str]) -> None:
     for name in names:
         (folder / name).unlink(missing_ok=True)
         (folder / name).with_suffix(_PARTIAL).unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time. The kernel unlocks when we die."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -118,7 +118,7 @@ class SwitchRefused:
 
 @dataclass(frozen=True, kw_only=True)
 class Returned:
-    """What was to be undone is not served (any more)."""
+    """What was to be undone is not served (any more), and will not be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,8 +175,8 @@ class Switch:
 
 @dataclass(frozen=True, kw_only=True)
 class Return:
-    """Serve what was served before this deployment, if it is what serves; answer `Returned` or
-    `ReturnRefused`."""
+    """Serve what was served before this deployment, if it is what serves, and see that a later roll-back does not
+    return to it; answer `Returned` or `ReturnRefused`."""
 
     deployment: str
 

@@ -190,6 +190,8 @@ class Deployments:
         try:
             while (current := self._slots.current()) is not None and current.slot.deployment == deployment:
                 self._slots.roll_back()
+            if (before := self._slots.previous()) is not None and before.slot.deployment == deployment:
+                self._slots.forget_previous()
         except ResourceError as exc:
             return ReturnRefused(reason=str(exc)[:MAX_REASON_CHARACTERS])
         return Returned()

@@ -8,8 +8,9 @@ What a power cut leaves: a slot is written while the other one serves, and each 
 slot.json says so; slot.json is, before current.json names the slot; and current.json is replaced as a whole. So
 `current` is the model before or the model after, and a whole one, whenever it is looked at.
 
-One process writes at a time: the agent's worker installs, its daemon switches. Any may read. A reader that has been
-told a path may find it gone when two switches have passed meanwhile; `stamp` has changed then, and it asks again.
+The agent's worker installs, its daemon switches and undoes; it may undo what serves while the worker installs, and no
+order of their steps leaves anything but a whole model or none. Any process may read. A reader that has been told a path
+may find it gone when two switches have passed meanwhile; `stamp` has changed then, and it asks again.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from reft_edge.agent.spool import write_atomically
+from reft_edge.agent.spool import locked, write_atomically
 from reft_edge.errors import BundleError, LocalProtocolError, ResourceError
 from reft_edge.wire.blobs import sync_directory
 from reft_edge.wire.deployment import Precision
@@ -42,6 +43,8 @@ MODEL = "model.onnx"
 
 _DESCRIPTION = "slot.json"
 _CHOICE = "current.json"
+_LOCK = "lock"
+"""Held by who replaces current.json."""
 _READ_BYTES = 1 << 20
 
 _SlotName: TypeAlias = Literal["a", "b"]
@@ -180,6 +183,15 @@ class Slots:
             self._clear(self.root / undone)
         logger.info("serving %s again", "nothing" if before is None else before.slot.version)
 
+    def forget_previous(self) -> None:
+        """Let a roll-back return to nothing: a person has undone what it would return to. Raises `ResourceError`."""
+        choice = self._choice()
+        if choice.slot is None or not choice.previous:
+            return
+        self._choose(_Choice(slot=choice.slot))
+        with _storage_errors(self.root / _other(choice.slot)):
+            self._clear(self.root / _other(choice.slot))
+
     def repair(self) -> str | None:
         """Give up a current slot whose content is damaged for what was served before it; what was wrong, or None.
 
@@ -221,7 +233,8 @@ class Slots:
         return _load(self.root / _CHOICE, _Choice) is not None
 
     def _choose(self, choice: _Choice) -> None:
-        write_atomically(self.root / _CHOICE, msgspec.json.encode(choice))
+        with _storage_errors(self.root / _LOCK), locked(self.root / _LOCK):
+            write_atomically(self.root / _CHOICE, msgspec.json.encode(choice))
 
     def _read(self, name: _SlotName | None) -> InstalledModel | None:
         """What lies in a slot, if its file is there and has its size."""

@@ -116,10 +116,26 @@ def offer(tmp_path: Path) -> Callable[..., Deploy]:
     return lambda name, sequence: deployment(store, name, content(name), sequence=sequence)
 
 
+def test_what_was_undone_is_not_returned_to(tmp_path: Path, offer: Callable[..., Deploy]) -> None:
+    """Also where it was no more than what the device would have returned to."""
+    device = Device(tmp_path)
+    device.live(offer("one", 10), offer("two", 20), Rollback(deployment="one", sequence=30))
+    assert (device.serves, device.slots.previous()) == ("two", None)
+    told = device.told[-1]
+    assert (told.attempt and told.attempt.state, told.previous) == ("rolled_back", None)
+    device.live(Rollback(deployment="two", sequence=40))
+    assert device.serves is None
+
+
 @pytest.mark.parametrize("worst", [True, False], ids=["what was not synced is lost", "all is kept"])
 @pytest.mark.parametrize(
     ("said_last", "before", "after"),
-    [("deploy", "one", "two"), ("undo", "one", None), ("deploy and undo", "one", "one")],
+    [
+        ("deploy", "one", "two"),
+        ("undo", "one", None),
+        ("deploy and undo", "one", "one"),
+        ("undo the one before", "two", "two"),
+    ],
 )
 def test_power_may_fail_at_any_moment_and_the_last_word_is_obeyed_in_the_end(
     tmp_path: Path,
@@ -135,12 +151,13 @@ def test_power_may_fail_at_any_moment_and_the_last_word_is_obeyed_in_the_end(
         "deploy": (two,),
         "undo": (Rollback(deployment="one", sequence=20),),
         "deploy and undo": (two, Rollback(deployment="two", sequence=30)),
+        "undo the one before": (Rollback(deployment="one", sequence=30),),
     }
     words = messages[said_last]
     n_changes, at = None, 0
     while n_changes is None or at <= n_changes:
         root = tmp_path / str(at)
-        Device(root).live(one)
+        Device(root).live(*(one, two)[: 2 if before == "two" else 1])
         disk = FailingDisk(root, monkeypatch)
         with disk.failing(at):
             Device(root).live(*words)
@@ -152,6 +169,7 @@ def test_power_may_fail_at_any_moment_and_the_last_word_is_obeyed_in_the_end(
         survivor = Device(root)
         survivor.live(words[-1])  # it is retained
         assert survivor.serves == after
+        assert name_of(survivor.slots.previous()) == ("one" if said_last == "deploy" else None)
         assert survivor.told[-1].attempt is not None
         assert survivor.told[-1].attempt.state == ("serving" if said_last == "deploy" else "rolled_back")
         assert survivor.spool.load_deployment().stage is Stage.SETTLED

@@ -219,8 +219,18 @@ def test_where_the_choice_is_unreadable_a_whole_slot_is_served(slots: Slots) -> 
     assert (name_of(slots.current()), name_of(slots.previous())) == ("two", "one")
 
 
+def test_what_is_forgotten_is_not_returned_to(slots: Slots) -> None:
+    serve(slots, "one", "two")
+    slots.forget_previous()
+    assert (name_of(slots.current()), slots.previous(), slots.installed()) == ("two", None, None)
+    slots.forget_previous()
+    slots.roll_back()
+    slots.forget_previous()
+    assert (slots.current(), slots.previous()) == (None, None)
+
+
 STEPS = st.sampled_from(
-    [*2 * ("install", "switch"), "roll back", "repair", "spoil current", "cut current", "spoil choice"]
+    [*2 * ("install", "switch"), "roll back", "forget", "repair", "spoil current", "cut current", "spoil choice"]
 )
 
 
@@ -244,6 +254,9 @@ def test_after_any_steps_a_repaired_slot_serves_what_was_switched_to(steps: list
                 case "roll back":
                     slots.roll_back()
                     served = served[:-1]
+                case "forget":
+                    slots.forget_previous()
+                    served = served[-1:]
                 case "repair":
                     assert slots.repair() is None
                 case "spoil current" if current is not None:
