@@ -170,14 +170,17 @@ class _Process:
 
 
 def pattern(expected: Sequence[str]) -> re.Pattern[str]:
-    """What matches the lines one after the other; `...` is anything in a line, and alone any lines, or none."""
+    """What matches the lines one after the other; `...` is anything in a line, and alone any lines, or none.
+
+    How many spaces there are is not compared: columns are as wide as what is in them.
+    """
     parts = []
     for line in expected:
         if line.strip() == "...":
             parts.append(r"(?:.*\n)*?")
         else:
-            words = [r"\s+".join(re.escape(word) for word in piece.split(" ")) for piece in line.split("...")]
-            parts.append("[^\n]*?".join(words) + r"[ \t]*\n")
+            words = [r"\s+".join(map(re.escape, re.split(" +", piece))) for piece in line.strip().split("...")]
+            parts.append("[ \t]*" + "[^\n]*?".join(words) + r"[ \t]*\n")
     return re.compile("(?m)^" + "".join(parts) if parts else "")
 
 
