@@ -44,7 +44,7 @@ const Row = {
           :class="[column.kind, { empty: blank(column) }]">
         <template v-if="column.kind === 'state'">
           <span :class="['badge', row.tone]">{{ row[column.name] }}</span>
-          <span v-if="row.mark" class="badge warn">{{ row.mark }}</span>
+          <a v-if="row.mark" class="badge warn" :href="row.mark_href">{{ row.mark }}</a>
         </template>
         <span v-else-if="column.kind === 'mark' && row[column.name]" class="badge warn">{{ row[column.name] }}</span>
         <template v-else-if="column.kind === 'progress'">

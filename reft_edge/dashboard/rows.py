@@ -1,8 +1,8 @@
 """Rows and columns of the pages' tables. Pure: value objects in, plain dictionaries out.
 
 A row has a `key`, and a value for each of its table's columns; what stands small below column `name` is `name_more`.
-Beside them perhaps a `tone` and a `mark` that warns, for the badges, and a `lane` and its `place` where rows are
-counted by lane.
+Beside them perhaps a `tone` and a `mark` that warns and leads to `mark_href`, for the badges, and a `lane` and its
+`place` where rows are counted by lane.
 """
 
 from __future__ import annotations
@@ -96,6 +96,7 @@ def fleet(devices: Sequence[DeviceOverview]) -> list[Row]:
             "device_more": one.profile,
             **_lane(one.state),
             "mark": "predicts unlike the rest" if one.departs else "",
+            "mark_href": f"/drift/{one.device}",
             "variant": _share(one),
             "speed": _of(one.capacity.used_flops_per_s, one.capacity.flops_per_s, flops_text, one.capacity.measured),
             "memory": _of(one.capacity.used_memory_bytes, one.capacity.memory_bytes, bytes_text, one.capacity.measured),

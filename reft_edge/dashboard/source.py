@@ -27,6 +27,9 @@ STORE_S = 0.5
 """How often the store is read while it changes all the time, or is not there yet. Events, which say what devices do, do
 not wait for it."""
 
+UNASKED_S = 5.0
+"""How often the store is read even so: two changes within a tick of the file system's clock look like one."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -97,13 +100,12 @@ class Source:
 
     def _look_at_store(self) -> tuple[FleetFiles, bool]:
         """What it holds, and whether that is new."""
-        before = self._files
-        stamp = (_stamp_of(self.settings_file), *self._store_stamp())
-        if before is not None and (stamp == self._stamp or self._read_lately):
+        before, since_s = self._files, time.monotonic() - self._read_at
+        stamp = (_stamp_of(self.settings_file), *self._store_stamp())  # before reading: what changes then is seen later
+        if before is not None and (since_s < self._store_s or (stamp == self._stamp and since_s < UNASKED_S)):
             return before, False
         files = find_latest(self.settings_file)
-        self._files, self._read_at = files, time.monotonic()
-        self._stamp = (_stamp_of(self.settings_file), *self._store_stamp())
+        self._files, self._read_at, self._stamp = files, time.monotonic(), stamp
         return files, files != before
 
     def _store_stamp(self) -> tuple[object, ...]:

@@ -62,6 +62,10 @@ def test_every_page_shows_its_part_and_asks_nobody_else(tmp_path, size, dark):
             wait_for_text(page, *words[name])
             width = page.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
             assert width <= 0, f"{name} is wider than the screen"
+        page.get(served.address + PAGES["Fleet"])
+        wait_for_text(page, "predicts unlike the rest")
+        page.find_element(By.LINK_TEXT, "predicts unlike the rest").click()
+        wait_for_text(page, *words["one device"])
         assert asked_hosts(page) == {"127.0.0.1"}
         assert [entry["message"] for entry in page.get_log("browser") if entry["level"] == "SEVERE"] == []
         background = page.execute_script("return getComputedStyle(document.body).backgroundColor")

@@ -11,10 +11,12 @@ import pytest
 from reft_edge.coordinator import events
 from reft_edge.coordinator.overview import Capacity, DeviceOverview
 from reft_edge.coordinator.records import RunRecord
+from reft_edge.coordinator.run_files import find_latest
 from reft_edge.coordinator.store import Store
 from reft_edge.dashboard import charts, rows
 from reft_edge.dashboard.live_table import Changes, differences
 from reft_edge.dashboard.source import Source
+from tests.written_deployment import condition
 from tests.written_run import FINISHED, RUN, SETTINGS, tell_on, write_run
 
 
@@ -44,6 +46,27 @@ def test_a_picture_changes_with_events_and_with_the_store(tmp_path):
     assert source.refresh()
     assert source.picture.quarantined == ()
     assert source.picture.version == 3
+
+
+def test_a_change_while_the_store_is_read_is_seen_the_next_time(tmp_path, monkeypatch):
+    source = Source(write_run(tmp_path), store_s=0)
+    source.refresh()
+    source.refresh()
+
+    def read_and_be_overtaken(settings_file):
+        found = find_latest(settings_file)
+        with closing(Store(tmp_path / "federation", shared=True)) as store:
+            store.lift("pi-3", now=2e9)
+        return found
+
+    with closing(Store(tmp_path / "federation", shared=True)) as store:
+        store.save_condition(condition("d-1", "pi-1"))
+    monkeypatch.setattr("reft_edge.dashboard.source.find_latest", read_and_be_overtaken)
+    assert source.refresh()
+    assert source.picture.quarantined != ()
+    monkeypatch.undo()
+    assert source.refresh()
+    assert source.picture.quarantined == ()
 
 
 def test_a_new_run_takes_the_place_of_the_old_one(tmp_path):
