@@ -49,11 +49,14 @@ class Moment(msgspec.Struct, frozen=True, kw_only=True):
     what: str = ""
     """The coordinator's event (of `update`, which: `update 2`), or the phase of a device's session."""
     round: int = 0
+    """0: there are no rounds."""
     delay_s: float = 0.0
 
     def __str__(self) -> str:
-        where = "after the start" if self.who == "clock" else f"after {self.who}'s {self.what} in round {self.round}"
-        return f"{self.delay_s:.2f} s {where}"
+        if self.who == "clock":
+            return f"{self.delay_s:.2f} s after the start"
+        where = f" in round {self.round}" if self.round else ""
+        return f"{self.delay_s:.2f} s after {self.who}'s {self.what}{where}"
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
