@@ -277,9 +277,7 @@ class Conductor:
             )
         )
         deployed = kept_blobs(self._store, self._settings.federation)
-        self._blobs.sweep(
-            self._catalogue.blobs | {record.distilled.sha256} | self._kept_for_the_next() | deployed
-        )
+        self._blobs.sweep(self._catalogue.blobs | {record.distilled.sha256} | self._kept_for_the_next() | deployed)
 
     # Sending.
 
