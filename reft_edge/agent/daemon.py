@@ -101,7 +101,7 @@ class Daemon:
             will=(self._topic("status"), OFFLINE),
             subscriptions=[(self._topic("task"), 1), (self._topic("deployment"), 1), (self._topic("down"), 0)],
         )
-        self._voice = Voice(self._link, settings, self._identity)
+        self._voice = Voice(self._link, settings, self._identity, base_dir=base_dir)
         self._credentials = Credentials(settings)
         self._care = CertificateCare(self._credentials, self._events, now=time.monotonic())
         self._blob_topics = blob_topic(settings.federation, "", "").rstrip("/") + "/"

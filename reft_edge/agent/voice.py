@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 import reft_edge
+from reft_edge.agent.reasons import for_coordinator
 from reft_edge.agent.session_words import Phase, SessionState
 from reft_edge.agent.settings import AgentSettings
 from reft_edge.agent.trust import Identity
 from reft_edge.errors import ConfigError
 from reft_edge.wire.deployment import Condition
-from reft_edge.wire.messages import Failed, ProfileAnnouncement, Progress, Report, Status, encode
+from reft_edge.wire.messages import Failed, ProfileAnnouncement, Progress, Refused, Report, Status, encode
 from reft_edge.wire.mqtt import MqttLink
 from reft_edge.wire.signing import seal
 from reft_edge.wire.topics import DeviceTopic, device_topic
@@ -40,10 +44,14 @@ logger = logging.getLogger(__name__)
 
 
 class Voice:
-    """Speaks through `link` for the device of `settings`. Without an `identity` nothing is signed."""
+    """Speaks through `link` for the device of `settings`, whose relative paths start from `base_dir`.
 
-    def __init__(self, link: MqttLink, settings: AgentSettings, identity: Identity | None) -> None:
+    Without an `identity` nothing is signed.
+    """
+
+    def __init__(self, link: MqttLink, settings: AgentSettings, identity: Identity | None, *, base_dir: Path) -> None:
         self._link = link
+        self._folders = {base_dir, base_dir / settings.spool, base_dir / settings.data.path}
         self._settings = settings
         self._identity = identity
         self.certificate = "" if identity is None else identity.certificate()
@@ -55,6 +63,8 @@ class Voice:
             logger.warning("task %s failed (%s): %s", report.task, report.kind, report.reason)
         elif not isinstance(report, Progress):
             logger.info("task %s: %s", report.task, getattr(report, "reason", type(report).__name__.lower()))
+        if isinstance(report, Refused | Failed):
+            report = msgspec.structs.replace(report, reason=for_coordinator(report.reason, self._folders))
         expires_s = PROGRESS_EXPIRES_S if isinstance(report, Progress) else None
         self._publish("report", self._sealed("report", encode(report)), expires_s=expires_s)
 
@@ -82,6 +92,10 @@ class Voice:
 
     def condition(self, condition: Condition) -> None:
         """What is served, and how the device is. Retained: it holds until the next one."""
+        if condition.attempt is not None:
+            reason = for_coordinator(condition.attempt.reason, self._folders)
+            attempt = msgspec.structs.replace(condition.attempt, reason=reason)
+            condition = msgspec.structs.replace(condition, attempt=attempt)
         self._publish("condition", self._sealed("condition", encode(condition)), retain=True)
 
     def goodbye(self) -> None:

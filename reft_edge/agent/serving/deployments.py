@@ -142,8 +142,18 @@ class Deployments:
     def _do(self, before: DeploymentState, actions: Sequence[DeploymentAction]) -> None:
         if self._session.state is not before:
             self._save()
+            if self._session.state.attempt != before.attempt:
+                self._log()
         for action in actions:
             self._apply(action)
+
+    def _log(self) -> None:
+        """What became of the deployment; the coordinator is told less of it (`agent.reasons`)."""
+        attempt = self._session.state.attempt
+        if attempt is not None:
+            level = logging.WARNING if attempt.state in ("refused", "failed") else logging.INFO
+            why = f": {attempt.reason}" if attempt.reason else ""
+            logger.log(level, "deployment %s: %s (%s)%s", attempt.deployment, attempt.state, attempt.model, why)
 
     def _save(self) -> None:
         """A full disk must not end the agent: it goes on, and a restart would find an older state."""
@@ -159,7 +169,6 @@ class Deployments:
             case Sweep():
                 self._sweep()
             case StartCheck(deploy=deploy):
-                logger.info("deployment %s: checking %s of %s", deploy.deployment, deploy.model, deploy.version)
                 self._jobs.add(CheckModel(deploy=deploy))
             case StopCheck():
                 self._jobs.cancel_check(time.monotonic())

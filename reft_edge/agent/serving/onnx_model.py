@@ -13,6 +13,7 @@ The only file of the serving side that knows onnxruntime.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -50,6 +51,11 @@ _PIXELS: Mapping[str, Callable[[Array], Array]] = {
     "NominalRange_0_255": lambda pixels: pixels.astype(np.float32),
 }
 """What the values of `Image.NominalPixelRange` (docs/MetadataProps.md in onnx/onnx) make of bytes."""
+
+
+_ORT_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : (?:Load model from .*? failed: ?)?")
+_ORT_NODE = re.compile(r"In Node, \(\"(?P<name>.*?)\", (?P<operator>\w+), .*?\) -> \(.*?\) ?, (?:Error )?")
+_ORT_PLACE = re.compile(r"Status Message: \S+\.(?:h|cc|cpp):\d+ .*?(?<=\)) (?=\S)")
 
 
 class OnnxModel:
@@ -139,7 +145,7 @@ class OnnxModel:
         except _ERRORS as exc:
             if _is_about_memory(exc):
                 raise ResourceError(f"not enough memory to load {self._called}; use a smaller variant") from exc
-            raise self._unusable(first_line(exc)) from exc
+            raise self._unusable(_words(exc)) from exc
 
     def _run(self, samples: Array) -> FloatArray:
         n_samples = len(samples)
@@ -152,7 +158,7 @@ class OnnxModel:
         except _ERRORS as exc:
             if _is_about_memory(exc):
                 raise ResourceError(f"not enough memory to predict {n_samples} samples at once") from exc
-            raise self._unusable(f"it fails on {n_samples} samples: {first_line(exc)}") from exc
+            raise self._unusable(f"it fails on {n_samples} samples: {_words(exc)}") from exc
         if not isinstance(outputs, np.ndarray) or outputs.ndim == 0 or len(outputs) != len(batch):
             raise self._unusable(f"its output {self._output!r} is not one entry for each sample")
         if outputs.dtype.kind not in "iuf":
@@ -220,6 +226,13 @@ class OnnxModel:
 
 def _are_probabilities(outputs: FloatArray) -> bool:
     return bool((outputs >= 0).all() and np.allclose(outputs.sum(axis=1), 1, atol=1e-3))
+
+
+def _words(error: Exception) -> str:
+    """What onnxruntime says is wrong, without the path of the file, dumps of nodes and places in its own source."""
+    text = _ORT_PREFIX.sub("", first_line(error))
+    text = _ORT_NODE.sub(lambda found: f"node {found['name']!r} ({found['operator']}): ", text)
+    return _ORT_PLACE.sub("", text).strip()
 
 
 def _is_about_memory(error: Exception) -> bool:

@@ -209,7 +209,7 @@ class Slots:
             self._choose(_Choice(slot=choice.slot))
         self.roll_back()
         return (
-            f"{self.root / choice.slot} is damaged on disk and was removed; "
+            f"slot {self.root / choice.slot} is damaged on disk and was removed; "
             f"serving {'nothing' if before is None else before.slot.version}"
         )
 

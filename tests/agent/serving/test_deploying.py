@@ -165,6 +165,8 @@ def test_what_does_not_pass_is_told_with_figures_and_the_old_one_stays(device: D
         answer = device.roll_out(offer, until=state)
         assert answer.attempt is not None
         assert (answer.attempt.kind, words in answer.attempt.reason) == (kind, True), answer.attempt.reason
+        assert "/" not in answer.attempt.reason
+        assert f"deployment {offer.deployment}: {state} (global): {answer.attempt.reason}" in agent.log_file.read_text()
         assert (answer.serving, is_model(device.slots.current(), GOOD)) == (before.serving, True)
         assert device.roll_out(offer, until=state).attempt == answer.attempt, number
     # After a refusal the same deployment may come with the next smaller model.
@@ -179,7 +181,8 @@ def test_what_does_not_pass_is_told_with_figures_and_the_old_one_stays(device: D
     told = device.wait_for("d0", "failed", after=after)
     assert told.serving == before.serving
     assert told.attempt is not None
-    assert "is damaged on disk and was removed; serving version-one" in told.attempt.reason
+    assert told.attempt.reason.endswith("is damaged on disk and was removed; serving version-one")
+    assert (told.attempt.reason.startswith("slot "), str(device.spool_folder) in told.attempt.reason) == (True, False)
     assert len(errors_of(agent)) == 1
     assert agent.end() == 0
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 
 from reft_edge.agent.serving.onnx_model import OnnxModel
 from reft_edge.errors import DataError, ModelError
@@ -110,6 +110,35 @@ def test_a_model_of_numbers_is_no_classifier(opened):
     assert not opened(0, 1, metadata={"task": "regression"}).is_classifier
     assert not opened(0).is_classifier
     assert opened(0, 1, metadata={"task": "classification"}).is_classifier
+
+
+@pytest.mark.parametrize(
+    ("operator", "options", "reason"),
+    [
+        ("Nope", {}, "This is an invalid model. node 'first' (Nope): No Op registered for Nope"),
+        ("Relu", {"domain": "own"}, "node 'first' (Relu): No opset import for domain 'own'"),
+        ("Reshape", {}, "Name:'first' input_shape_size == requested_shape_size was false. The input tensor cannot be"),
+    ],
+)
+def test_what_onnxruntime_says_is_told_without_its_path_and_dumps(tmp_path, operator, options, reason):
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    inputs = ["inputs", "sizes"] if operator == "Reshape" else ["inputs"]
+    graph = helper.make_graph(
+        [helper.make_node(operator, inputs, ["outputs"], name="first", **options)],
+        "wrong",
+        [helper.make_tensor_value_info("inputs", TensorProto.FLOAT, [None, 4])],
+        [helper.make_tensor_value_info("outputs", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.array([3, 3]), "sizes")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    (folder / "wrong.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError) as raised:
+        OnnxModel(folder / "wrong.onnx")
+    text = str(raised.value)
+    assert text.startswith("wrong.onnx cannot be used: ")
+    assert reason in text
+    assert not any(word in text for word in ("ONNXRuntimeError", "/", "tensor(float)", "::"))
 
 
 UNUSABLE = {
