@@ -24,7 +24,7 @@ from reft_edge.agent.protocol import CheckModel, Configure, ModelChecked, ModelN
 from reft_edge.agent.serving.deployment_words import Reproach
 from reft_edge.agent.serving.judgement import NotTaken, judge
 from reft_edge.agent.serving.latency import QUICK, Latency, measure_latency
-from reft_edge.agent.serving.onnx_model import OnnxModel
+from reft_edge.agent.serving.onnx_model import OnnxModel, without_answer
 from reft_edge.agent.serving.slots import CHECK, SERVING, InstalledModel, Slot, Slots
 from reft_edge.agent.training import split_seed
 from reft_edge.data.dataset import Dataset, map_classes
@@ -175,7 +175,7 @@ def _time_all(candidates: Sequence[_Candidate], deploy: Deploy) -> list[_Timed]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Score:
-    """`metric` is None where there are no samples, or where an output is not finite."""
+    """`metric` is None where there are no samples, or where an answer is no number."""
 
     n_samples: int
     metric: float | None
@@ -245,7 +245,7 @@ def _metric(model: OnnxModel, data: Dataset) -> float | None:
     for start in range(0, len(data), _N_AT_ONCE):
         which = slice(start, start + _N_AT_ONCE)
         outputs, targets = model.run(data.inputs[which]), data.targets[which]
-        if not np.isfinite(outputs).all():
+        if len(without_answer(model.answers(outputs))):
             return None
         if not model.is_classifier:
             total += float(np.square(outputs - targets, dtype=np.float64).reshape(len(targets), -1).mean(axis=1).sum())

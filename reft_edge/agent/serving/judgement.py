@@ -71,7 +71,7 @@ def _metric_objection(health: Health, rules: HealthRules, *, accuracy: bool) -> 
     if metric is None:
         if health.holdout_samples == 0:
             return None
-        return NotTaken(kind="accuracy", reason=f"its outputs {where} are not all finite")
+        return NotTaken(kind="accuracy", reason=f"its answers {where} are not all numbers")
     if health.holdout_samples < rules.min_holdout_samples:
         return None
     if accuracy and rules.min_accuracy is not None and metric < rules.min_accuracy - ROUNDING:

@@ -27,7 +27,7 @@ from reft_edge.data.dataset import scale
 from reft_edge.errors import DataError, ModelError, ResourceError
 
 if TYPE_CHECKING:
-    from reft_edge.types import Array, FloatArray
+    from reft_edge.types import Array, FloatArray, IntArray
 
 Entry = TypeVar("Entry", int, str)
 
@@ -130,11 +130,19 @@ class OnnxModel:
         pictures = " or uint8 from pictures" if self.dtype.kind == "f" else ""
         return f"{self._called} takes ({shape}) {self.dtype.name}{pictures}"
 
+    def answers(self, outputs: FloatArray) -> FloatArray:
+        """What `outputs` of `run` say: a classifier's probabilities, or else the numbers themselves.
+
+        All of it must be finite (`without_answer`). Outputs need not be: a score may be minus infinity, which is a
+        class that cannot be.
+        """
+        return self.probabilities(outputs) if self.is_classifier else outputs
+
     def probabilities(self, outputs: FloatArray) -> FloatArray:
         """(n, n_classes), each row with sum 1. `outputs` as `run` gives them; for classifiers only."""
         if self._gives_probabilities:
             return outputs
-        with np.errstate(invalid="ignore"):  # an infinite score: no number, and for the caller to see
+        with np.errstate(invalid="ignore"):  # plus infinity: no number, and for the caller to see
             exponents = np.exp(outputs - outputs.max(axis=1, keepdims=True))
         summed: FloatArray = exponents / exponents.sum(axis=1, keepdims=True)
         return summed
@@ -222,6 +230,11 @@ class OnnxModel:
 
     def _unusable(self, reason: str) -> ModelError:
         return ModelError(f"{self._called} cannot be used: {reason}")
+
+
+def without_answer(answers: FloatArray) -> IntArray:
+    """Indices of samples whose answer is no number: NaN or infinite somewhere."""
+    return np.flatnonzero(~np.isfinite(answers).reshape(len(answers), -1).all(axis=1))
 
 
 def _are_probabilities(outputs: FloatArray) -> bool:

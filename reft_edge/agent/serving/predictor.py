@@ -20,10 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from reft_edge.agent.serving.counts import CountsWriter
-from reft_edge.agent.serving.onnx_model import BATCH, OnnxModel
+from reft_edge.agent.serving.onnx_model import BATCH, OnnxModel, without_answer
 from reft_edge.agent.serving.prediction import Prediction
 from reft_edge.agent.serving.slots import COUNTS, SERVING, InstalledModel, Slots
 from reft_edge.agent.settings import AgentSettings
@@ -32,7 +30,7 @@ from reft_edge.errors import BundleError, ConfigError, ModelError, ReftError, Re
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from reft_edge.types import Array, IntArray
+    from reft_edge.types import Array
 
 RETRY_S = 30.0
 """A version that there was no memory for is tried again after this time."""
@@ -250,16 +248,15 @@ def _predict(served: ServedModel, samples: Array, batch_size: int) -> Prediction
     """Raises `ModelError` and `ResourceError`."""
     onnx = served.onnx
     outputs = onnx.run(samples, batch_size=batch_size)
-    probabilities = onnx.probabilities(outputs) if onnx.is_classifier else None
-    bad = _not_finite(outputs if probabilities is None else probabilities)  # a score may be: a class that cannot be
+    answers = onnx.answers(outputs)
+    bad = without_answer(answers)
     if len(bad):
         which = f"sample {int(bad[0])} ({len(bad)} of {len(outputs)} samples)"
         raise ModelError(f"version {served.version} ({served.model}) answers {which} with what is no number")
     return Prediction(
-        version=served.version, model=served.model, outputs=outputs, probabilities=probabilities, classes=onnx.classes
+        version=served.version,
+        model=served.model,
+        outputs=outputs,
+        probabilities=answers if onnx.is_classifier else None,
+        classes=onnx.classes,
     )
-
-
-def _not_finite(values: Array) -> IntArray:
-    """Indices of samples with NaN or infinite entries."""
-    return np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))

@@ -124,10 +124,17 @@ def test_a_worse_model_is_refused_and_leaves_everything_as_it_was(bench: Bench) 
     assert not (bench.slots.root / CHECK).exists()
 
 
-def test_outputs_that_are_not_numbers_are_refused(bench: Bench) -> None:
+def test_answers_that_are_no_numbers_are_refused(bench: Bench) -> None:
     answer = bench.check(bench.offer(brightness_model(wrong=float("nan"))))
     assert isinstance(answer, ModelNotTaken)
-    assert (answer.kind, answer.reason) == ("accuracy", "its outputs on 12 held out samples are not all finite")
+    assert (answer.kind, answer.reason) == ("accuracy", "its answers on 12 held out samples are not all numbers")
+
+
+def test_a_score_of_minus_infinity_is_a_class_that_cannot_be(bench: Bench) -> None:
+    """As it is to who predicts."""
+    (health,) = bench.check(bench.offer(brightness_model(wrong=-float("inf")))).health
+    assert health.metric is not None
+    assert 0 < health.metric < 1
 
 
 def test_of_a_large_holdout_some_are_measured(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

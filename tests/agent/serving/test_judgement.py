@@ -48,7 +48,7 @@ def verdict(*measured: Health, accuracy: bool = True, **rules: Any) -> Taken | N
             {"min_accuracy": 0.8},
             "accuracy 0.61 on 120 held out samples; min_accuracy is 0.8",
         ),
-        ({"metric": None}, {}, "its outputs on 120 held out samples are not all finite"),
+        ({"metric": None}, {}, "its answers on 120 held out samples are not all numbers"),
         ({}, {"max_latency_s": 0.015}, "95 of 100 single samples take up to 20 ms; max_latency_s is 0.015"),
         ({}, {"max_memory_bytes": 2**26}, "predicting takes 80 MiB; max_memory_bytes is 67108864 (64 MiB)"),
     ],
