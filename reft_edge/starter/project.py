@@ -80,13 +80,19 @@ def _filled(name: str, *, federation: str, device: str = "") -> str:
 
 
 def _write_recordings(directory: Path) -> list[Path]:
-    """One for each machine; one without states that no machine gave, to distil on; one to test on."""
+    """One for each machine; one without states to distil on, and one to test on, both of machines all over the range.
+
+    A global model that saw public recordings of one machine would be good on machines like that, and on no other.
+    """
     rng = np.random.default_rng(SEED)
+    own = np.linspace(-1, 1, len(MACHINES))
     kinds = {**MACHINES, "public": STATES, "test": STATES}
     paths: list[Path] = []
-    for (name, states), machine in zip(kinds.items(), np.linspace(-1, 1, len(kinds)), strict=True):
+    for index, (name, states) in enumerate(kinds.items()):
         path = directory / f"{name}.csv"
-        stretches = [states[index % len(states)] for index in rng.permutation(N_STRETCHES)]
-        write_recording(path, stretches=stretches, machine=machine, rng=rng, labelled=name != "public")
+        order = rng.permutation(N_STRETCHES)
+        machines = np.full(N_STRETCHES, own[index]) if index < len(own) else rng.uniform(-1, 1, N_STRETCHES)
+        stretches = [(states[each % len(states)], machine) for each, machine in zip(order, machines, strict=True)]
+        write_recording(path, stretches=stretches, rng=rng, labelled=name != "public")
         paths.append(path)
     return paths

@@ -45,16 +45,16 @@ def stretch(state: str, n_readings: int, machine: float, rng: np.random.Generato
     elif state == "bearing":
         since = (seconds + rng.uniform(0, 1)) % (1 / (KNOCK_HZ * (1 + 0.1 * machine)))
         ring = np.exp(-40 * since) * np.sin(2 * np.pi * RING_HZ * since)
-        readings += 1.6 * ring[:, None] * np.array([0.4, 0.4, 1.0])
-    readings *= 1 + 0.2 * machine
+        readings += 2.4 * ring[:, None] * np.array([0.4, 0.4, 1.0])
+    readings *= 1 + 0.05 * machine
     result: FloatArray = readings.astype(np.float32)
     return result
 
 
 def write_recording(
-    path: Path, *, stretches: Sequence[str], machine: float, rng: np.random.Generator, labelled: bool = True
+    path: Path, *, stretches: Sequence[tuple[str, float]], rng: np.random.Generator, labelled: bool = True
 ) -> None:
-    """A CSV with a header: a stretch of readings for each state in `stretches`, one after the other.
+    """A CSV with a header: a stretch of readings for each state and machine in `stretches`, one after the other.
 
     Raises `ResourceError` where the file cannot be written.
     """
@@ -63,7 +63,7 @@ def write_recording(
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(header)
-            for state in stretches:
+            for state, machine in stretches:
                 for row in stretch(state, WINDOW * WINDOWS_IN_A_STRETCH, machine, rng):
                     values = [f"{value:.3f}" for value in row]
                     writer.writerow([*values, state] if labelled else values)
