@@ -118,6 +118,7 @@ def make_agent(tmp_path: Path) -> Iterator[Callable[..., AgentProcess]]:
         *,
         data: str = 'path = "data.npz"',
         limits: str = "",
+        serving: str = "",
         trust: str = "",
         broker_files: str = "",
     ) -> AgentProcess:
@@ -126,7 +127,7 @@ def make_agent(tmp_path: Path) -> Iterator[Callable[..., AgentProcess]]:
             f'device = "{federation}-dev"\nfederation = "{federation}"\n'
             f'[broker]\nhost = "{broker.host}"\nport = {broker.port}\nmqtt_version = "{broker.mqtt_version}"\n'
             f"connect_timeout_s = {broker.connect_timeout_s}\n{broker_files}[data]\n{data}\n"
-            f'[limits]\nthreads = 1\n{limits}\n[profile]\npath = "{PROFILE}"\n{trust}'
+            f'[limits]\nthreads = 1\n{limits}\n[profile]\npath = "{PROFILE}"\n[serving]\n{serving}\n{trust}'
         )
         made.append(agent)
         return agent

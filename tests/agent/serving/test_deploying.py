@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
+from reft_edge.agent.serving.predictor import Predictor
 from reft_edge.agent.serving.slots import SERVING, Slots
 from reft_edge.agent.spool import Spool
 from reft_edge.bundle.bundle import Bundle
+from reft_edge.errors import ModelError
 from reft_edge.simulation.brokers import RunningBroker
-from reft_edge.wire.deployment import Condition, Deploy, HealthRules, Rollback
+from reft_edge.wire.deployment import Condition, Deploy, HealthRules, PredictionCounts, Rollback
 from reft_edge.wire.messages import Done, ProfileAnnouncement, Progress, TrainingPlan, encode
 from reft_edge.wire.signing import seal
 from reft_edge.wire.topics import device_topic
@@ -184,6 +187,17 @@ def test_what_does_not_pass_is_told_with_figures_and_the_old_one_stays(device: D
     assert told.attempt.reason.endswith("is damaged on disk and was removed; serving version-one")
     assert (told.attempt.reason.startswith("slot "), str(device.spool_folder) in told.attempt.reason) == (True, False)
     assert len(errors_of(agent)) == 1
+    assert agent.end() == 0
+
+
+def test_what_fails_after_a_switch_is_told_at_once(device: Device) -> None:
+    """Also where the owner allows no report, and one would be due tomorrow."""
+    agent = device.start(serving="report_every_s = 86400")
+    device.roll_out(device.offer("one", GOOD))
+    with Predictor(device.spool_folder) as predictor, pytest.raises(ModelError):
+        predictor.predict(np.full((1, 1, 6, 6), 3e38, np.float32))
+    told = device.coordinator.wait_for(Condition, lambda m: m.counts is not None)
+    assert told.counts == PredictionCounts(version="version-one", errors=1)
     assert agent.end() == 0
 
 
