@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import msgspec
 
 from reft_edge.coordinator.deploying import rollout
+from reft_edge.coordinator.deploying.answers import word_for
 from reft_edge.coordinator.deploying.rollout import Phase, Rollout, RolloutRules
 from reft_edge.coordinator.deploying.standing import message_for
 from reft_edge.coordinator.network_events import Disowned, FromDevice, LinkDown, LinkUp
@@ -156,7 +157,7 @@ class Deployer:
         """Tell every device what it should have been told by now, and has not been over this connection."""
         new: list[tuple[DeployedDevice, tuple[str, str]]] = []
         for device, part in self._state.parts.items():
-            word = rollout.word_for(part)
+            word = word_for(part)
             if word is not None and self._said.get(device) != (word, part.model):
                 new.append((part, (word, part.model)))
         if not new:

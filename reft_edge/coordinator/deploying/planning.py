@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from reft_edge.config import did_you_mean
+from reft_edge.coordinator.deploying.answers import UNANSWERED
 from reft_edge.coordinator.deploying.choosing import Choice, Facts, choose, choose_canaries
 from reft_edge.coordinator.deploying.releases import Release, model_of_variant
-from reft_edge.coordinator.deploying.standing import UNANSWERED
 from reft_edge.coordinator.records import DeployedDevice
 from reft_edge.errors import ConfigError, FederationError
 

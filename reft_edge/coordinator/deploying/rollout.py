@@ -12,7 +12,7 @@ at any time (`Stopped`).
 
 `advance(state, event)` is a pure function. Time comes in with the events, as Unix seconds. Nothing is ever "sent" here:
 `word_for` says what every device should have been told by now, which is what a process that begins, or comes back, or
-has lost its broker says again. What a device tells may come in any order, twice or late, and never raises.
+has lost its broker says again. What a device tells may come in any order, twice or late, and never raises (`answers`).
 
 What this module does not know: files, blobs, topics, the database.
 """
@@ -23,16 +23,14 @@ import math
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 
+from reft_edge.coordinator.deploying.answers import PENDING, after_condition, answered, asked, errors_of, may_serve
 from reft_edge.coordinator.records import DeployedDevice, DeployedState, DeploymentRecord, Wave
 from reft_edge.errors import LocalProtocolError
-from reft_edge.wire.deployment import Attempt, Condition, Health
-
-MAX_REASON = 500
-"""Characters of a device's reason that are stored and shown."""
+from reft_edge.wire.deployment import Condition
 
 
 class Phase(Enum):
@@ -62,18 +60,10 @@ that were away."""
 
 ENDED = frozenset({Phase.DONE, Phase.ROLLED_BACK})
 
-PENDING: frozenset[DeployedState] = frozenset({"asked", "fetching", "checking"})
-"""An answer is expected of these."""
-
 FAILING: Mapping[Wave, frozenset[DeployedState]] = MappingProxyType(
     {"canary": frozenset({"refused", "failed", "late"}), "rest": frozenset({"refused", "failed"})}
 )
 """What counts against a version, by wave."""
-
-SMALLER_HELPS = frozenset({"latency", "memory"})
-"""Kinds of refusal that a smaller model may not get."""
-
-Word: TypeAlias = Literal["deploy", "rollback"]
 
 
 class RolloutRules(msgspec.Struct, frozen=True, kw_only=True):
@@ -240,49 +230,7 @@ def advance(state: Rollout, event: Event) -> Rollout:
     return _settle(state, event.now)
 
 
-def word_for(part: DeployedDevice) -> Word | None:
-    """What this device should have been told last. None: nothing."""
-    if part.asked_at is None:
-        return None
-    return "rollback" if part.undone else "deploy"
-
-
-def after_condition(part: DeployedDevice, condition: Condition, now: float) -> DeployedDevice:
-    """A device's part in a deployment, as it is by the device's own word. What says nothing about it changes nothing.
-
-    Also for what comes long after: a device that was away when the others were asked.
-    """
-    if part.asked_at is None:
-        return part
-    if part.undone:
-        kept = part.state in ("refused", "failed")
-        return part if kept or not _is_undone(part, condition) else _answered(part, "rolled_back", "", now)
-    attempt, serving = condition.attempt, condition.serving
-    if attempt is not None and (attempt.deployment != part.deployment or attempt.model not in ("", part.model)):
-        attempt = None
-    if serving is not None and serving.deployment == part.deployment and serving.model == part.model:
-        part = msgspec.structs.replace(part, precision=serving.precision)
-        return _answered(part, "serving", "", now, None if attempt is None else attempt.health)
-    if part.state == "serving":
-        instead = "nothing" if serving is None else f"version {serving.version}"
-        return _answered(part, "failed", f"it went back and serves {instead}", now)
-    return part if attempt is None else _after_attempt(part, attempt, now)
-
-
-def _after_attempt(part: DeployedDevice, attempt: Attempt, now: float) -> DeployedDevice:
-    """Of a device that does not serve it."""
-    reason = (attempt.reason or attempt.kind)[:MAX_REASON]
-    match attempt.state:
-        case "refused" | "failed":
-            return _answered(part, attempt.state, reason, now, attempt.health)
-        case "rolled_back":
-            return _answered(part, "failed", reason or "it went back by itself", now, attempt.health)
-        case "fetching" | "checking" if part.state != "late":
-            return msgspec.structs.replace(part, state=attempt.state, reason="")
-    return part
-
-
-# What devices say.
+# What is heard.
 
 
 def _hear(state: Rollout, event: Heard) -> Rollout:
@@ -290,31 +238,10 @@ def _hear(state: Rollout, event: Heard) -> Rollout:
     if before is None:
         return state
     after = after_condition(before, event.condition, event.now)
-    if after.state == "refused" and before.state != "refused" and _smaller_helps(after, event.condition.attempt):
-        smaller = msgspec.structs.replace(after, model=after.smaller, smaller="", answered_at=None, health=())
-        return _put(state, _asked(smaller, event.now, reason=f"{after.model}: {after.reason}"))
-    if after.state == "serving" and after.wave == "canary" and (errors := _errors(event.condition)):
+    if after.state == "serving" and after.wave == "canary" and (errors := errors_of(event.condition)):
         counted = f"{errors} error{'' if errors == 1 else 's'}"
-        after = _answered(after, "failed", f"it counted {counted} while it served it", event.now)
+        after = answered(after, "failed", f"it counted {counted} while it served it", event.now)
     return _put(state, after)
-
-
-def _smaller_helps(part: DeployedDevice, attempt: Attempt | None) -> bool:
-    return attempt is not None and attempt.kind in SMALLER_HELPS and part.smaller != ""
-
-
-def _errors(condition: Condition) -> int:
-    """Requests that the served version did not answer, where the device tells."""
-    counts, serving = condition.counts, condition.serving
-    same = counts is not None and serving is not None and counts.version == serving.version
-    return counts.errors if counts is not None and same else 0
-
-
-def _is_undone(part: DeployedDevice, condition: Condition) -> bool:
-    """Whether the device neither serves the deployment nor is about to."""
-    attempt, serving = condition.attempt, condition.serving
-    tries = attempt is not None and attempt.deployment == part.deployment and attempt.state in PENDING
-    return not tries and (serving is None or serving.deployment != part.deployment)
 
 
 def _welcome(state: Rollout, device: str) -> Rollout:
@@ -364,7 +291,7 @@ def _time_out(state: Rollout, now: float) -> Rollout:
     if state.phase is Phase.SOAKING and now >= state.since + state.rules.soak_s + state.rules.timeout_s:
         gone = state.silent_canaries
         reason = "it went away while it served it"
-        state = _put(state, *(_answered(part, "late", reason, now) for part in gone))
+        state = _put(state, *(answered(part, "late", reason, now) for part in gone))
     return state
 
 
@@ -400,8 +327,8 @@ def _why_back(state: Rollout) -> str:
         failing = [part for part in parts if part.state in FAILING[wave]]
         if len(failing) > math.floor(share * len(parts) + 1e-9):
             return _complaint("canaries" if wave == "canary" else "devices", failing, len(parts))
-    answered = canaries and all(part.state in FAILING["canary"] for part in canaries)
-    return _complaint("canaries", canaries, len(canaries)) if answered else ""
+    nobody_serves = canaries and all(part.state in FAILING["canary"] for part in canaries)
+    return _complaint("canaries", canaries, len(canaries)) if nobody_serves else ""
 
 
 def _complaint(who: str, failing: list[DeployedDevice], n_parts: int) -> str:
@@ -424,16 +351,12 @@ def _turn_back(state: Rollout, reason: str, now: float) -> Rollout:
     state = msgspec.structs.replace(_move(state, Phase.ROLLING_BACK, now), reason=reason)
     undone = [msgspec.structs.replace(one, undone=True) for one in state.parts.values() if one.asked_at is not None]
     state = _put(state, *undone)
-    return _ask(state, [part for part in undone if part.state not in ("refused", "failed", "rolled_back")], now)
+    return _ask(state, [part for part in undone if may_serve(part)], now)
 
 
 def _ask(state: Rollout, parts: Iterable[DeployedDevice], now: float) -> Rollout:
     away = state.absent_since
-    return _put(state, *(_set_away(part, now) if part.device in away else _asked(part, now) for part in parts))
-
-
-def _asked(part: DeployedDevice, now: float, *, reason: str = "") -> DeployedDevice:
-    return msgspec.structs.replace(part, asked_at=now, state="asked", reason=reason)
+    return _put(state, *(_set_away(part, now) if part.device in away else asked(part, now) for part in parts))
 
 
 def _set_away(part: DeployedDevice, now: float) -> DeployedDevice:
@@ -445,17 +368,8 @@ def _restart_clocks(state: Rollout, now: float) -> Rollout:
         return state
     pending = [msgspec.structs.replace(part, asked_at=now) for part in state.pending]
     back = [part for part in state.parts.values() if part.state == "away" and part.device not in state.absent_since]
-    state = _put(state, *pending, *(_asked(part, now) for part in back))
+    state = _put(state, *pending, *(asked(part, now) for part in back))
     return msgspec.structs.replace(state, since=now)
-
-
-def _answered(
-    part: DeployedDevice, state: DeployedState, reason: str, now: float, health: tuple[Health, ...] | None = None
-) -> DeployedDevice:
-    """`health`: what it has measured; None: as before."""
-    since = part.answered_at if part.state == state and part.answered_at is not None else now
-    measured = part.health if health is None else health
-    return msgspec.structs.replace(part, state=state, reason=reason, answered_at=since, health=measured)
 
 
 def _put(state: Rollout, *parts: DeployedDevice) -> Rollout:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from reft_edge.coordinator.deploying.rollout import after_condition
+from reft_edge.coordinator.deploying.answers import UNANSWERED, after_condition
 from reft_edge.coordinator.records import DeployedDevice, DeploymentRecord
 from reft_edge.wire.blocks import count_blocks
 from reft_edge.wire.broadcast import may_broadcast
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from reft_edge.coordinator.store import Store
     from reft_edge.wire.blobs import BlobStore
     from reft_edge.wire.deployment import Condition
-
-UNANSWERED = frozenset({"asked", "fetching", "checking", "late", "away"})
-"""Devices in these states may still do what they were told last."""
 
 _log = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reft_edge.coordinator.deploying.answers import word_for
 from reft_edge.coordinator.deploying.rollout import (
     ENDED,
     MOVES,
@@ -21,7 +22,6 @@ from reft_edge.coordinator.deploying.rollout import (
     advance,
     resume_rollout,
     start_rollout,
-    word_for,
 )
 from reft_edge.coordinator.records import DeployedDevice, DeploymentRecord
 from reft_edge.errors import LocalProtocolError
@@ -222,6 +222,16 @@ def test_a_canary_that_does_not_serve_it_undoes_it(event, words):
     assert state.phase is Phase.ROLLING_BACK
     assert words in state.reason
     assert [word_for(state.parts[name]) for name in ("c1", "c2", "r1")] == ["rollback", "rollback", None]
+
+
+def test_a_canary_that_errs_is_told_to_go_back_and_waited_for():
+    state = play(begin(), serves("c1", 1), serves("c2", 1), serves("c2", 5, errors=1))
+    assert state.phase is Phase.ROLLING_BACK
+    assert "c2: it counted 1 error " in state.reason
+    state = advance(state, heard("c1", 6, serving=served("older")))
+    assert (state.phase, states(state, ["c2"])) == (Phase.ROLLING_BACK, ["asked"])
+    state = advance(state, heard("c2", 7, serving=served("older")))
+    assert (state.phase, states(state, CANARIES)) == (Phase.ROLLED_BACK, ["rolled_back"] * 2)
 
 
 def test_a_canary_that_turns_back_while_it_is_watched_undoes_it():
