@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ import msgspec
 import tomli_w
 
 from reft_edge.agent.settings import AgentSettings
-from reft_edge.coordinator.records import ExportRecord
+from reft_edge.coordinator.records import DeviceRecord, ExportRecord
+from reft_edge.coordinator.store import Store
 from reft_edge.errors import ResourceError
+from reft_edge.profiling.profile import DeviceProfile
 from reft_edge.provisioning.directory import Paths
 from reft_edge.simulation.brokers import LOOPBACK, RunningBroker, free_port, start_provisioned_broker
 from reft_edge.simulation.deployments.versions import HALF, MODEL, WHOLE, put_into_store
@@ -32,9 +34,11 @@ from reft_edge.simulation.digits import Digits, write_part
 from reft_edge.simulation.run_directory import FEDERATION_FILE, RESULTS
 from reft_edge.simulation.trust import TrustedBroker, found_authority
 from reft_edge.wire.endpoint import BrokerSettings
+from reft_edge.wire.messages import ProfileAnnouncement
 
 FEDERATION = "deployments"
 OBSERVER = "observer"
+BOARD_FILE = "board.toml"
 
 EVERY_CLASS = 100.0
 """Concentration of the Dirichlet distribution by which devices get digits: all have like parts."""
@@ -134,6 +138,7 @@ def open_site(
             put_into_store(
                 directory / RESULTS, FEDERATION, version, exports, devices=site.ratios, at=_FIRST_RUN_AT + number
             )
+        _remember_devices(site)
         yield site
 
 
@@ -154,7 +159,7 @@ def _write(directory: Path, options: SiteOptions, digits: Digits, trusted: Trust
     write_part(directory / "data" / "test.npz", digits.test)
     tables = {
         directory / FEDERATION_FILE: {**trusted.coordinator_tables(), **_federation_table(options)},
-        directory / "board.toml": _board_table(),
+        directory / BOARD_FILE: _board_table(),
     }
     for device, part in zip(options.names, digits.devices, strict=True):
         folder = directory / "devices" / device
@@ -168,6 +173,17 @@ def _write(directory: Path, options: SiteOptions, digits: Digits, trusted: Trust
         except OSError as exc:
             raise ResourceError(f"{path} cannot be written: {exc.strerror or exc}") from exc
     return AgentSettings.read(observer).broker
+
+
+def _remember_devices(site: Site) -> None:
+    """The coordinator has met them all, as one has that has finished a run."""
+    announcement = ProfileAnnouncement(profile=DeviceProfile.read(site.directory / BOARD_FILE), training_samples=1)
+    with closing(Store(site.results)) as store:
+        for device in site.devices:
+            certificate = (site.agent_file(device).parent / "identity.pem").read_text(encoding="utf-8")
+            store.save_device(
+                DeviceRecord(device=device, announcement=announcement, seen_at=_FIRST_RUN_AT, certificate=certificate)
+            )
 
 
 def _federation_table(options: SiteOptions) -> dict[str, Any]:
@@ -192,7 +208,7 @@ def _agent_table(options: SiteOptions) -> dict[str, Any]:
         "serving": serving,
         "data": {"path": "data.npz", "holdout_fraction": HOLDOUT_FRACTION},
         "limits": {"threads": 1, "memory_bytes": MEMORY_BYTES},
-        "profile": {"path": "../../board.toml"},
+        "profile": {"path": f"../../{BOARD_FILE}"},
     }
 
 
