@@ -1,8 +1,9 @@
 """Run a whole federation on this machine: a broker, a coordinator and four agents, each a process of its own.
 
 Each agent is slowed and short of memory like a small board, and has its own uneven part of scikit-learn's handwritten
-digits. The coordinator plans, prunes, compiles, sends, merges, distils and exports. At the end the same net is trained
-on all the data in one place, to compare with. Takes one to three minutes on two cores; Ctrl-C ends everything.
+digits. The coordinator plans, prunes, compiles, sends, merges, distils and exports. The result is deployed to the four,
+each of which measures it on data of its own before it serves it. At the end the same net is trained on all the data in
+one place, to compare with. Takes one to three minutes on two cores; Ctrl-C ends everything.
 
 It is set up as a real fleet: an authority of its own gives everybody a key and a certificate, and tasks and updates are
 signed. With Mosquitto all connections are mutual TLS, too; the embedded broker does not have it, and one that runs
@@ -46,7 +47,10 @@ QUICK_ROUNDS = 2
 TIMEOUT_S_A_ROUND = 120.0
 """Beyond start-up; a round takes ten seconds on a quiet machine."""
 
-START_TIMEOUT_S = 180.0
+START_TIMEOUT_S = 300.0
+
+DEPLOY_TIMEOUT_S = 180.0
+"""It takes ten seconds on a quiet machine."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -101,11 +105,11 @@ def _options(args: argparse.Namespace) -> DemoOptions:
 
 
 def _play(options: DemoOptions, directory: Path, broker: str, shown: Watcher, began: float) -> RunReport:
-    """The federation, then central training; everything that was started has ended."""
+    """The federation, its deployment, then central training; everything that was started has ended."""
     from reft_edge.coordinator.report.record import gather
     from reft_edge.simulation.children import Children
     from reft_edge.simulation.digits import load_digits_split
-    from reft_edge.simulation.fleet import run_fleet
+    from reft_edge.simulation.fleet import deploy_run, run_fleet
     from reft_edge.simulation.run_directory import prepare
 
     events = []
@@ -117,6 +121,8 @@ def _play(options: DemoOptions, directory: Path, broker: str, shown: Watcher, be
         for event in run_fleet(directory, agents, children=children, timeout_s=timeout_s):
             events.append(event)
             shown.show(event)
+        shown.say("deploying the run to its devices")
+        deployed = deploy_run(directory, children=children, timeout_s=DEPLOY_TIMEOUT_S)
     central = _central(options, digits, directory, shown)
     setting = {
         "data": f"scikit-learn digits, Dirichlet({options.alpha:g}) over {len(options.boards)} devices",
@@ -124,7 +130,7 @@ def _play(options: DemoOptions, directory: Path, broker: str, shown: Watcher, be
         "deadline": f"{options.deadline_s:g} s",
         "security": trusted.words,
     }
-    return gather(events, central=central, seconds=time.monotonic() - began, setting=setting)
+    return gather(events, deployed=deployed, central=central, seconds=time.monotonic() - began, setting=setting)
 
 
 def _central(options: DemoOptions, digits: Digits, directory: Path, shown: Watcher) -> CentralFigures:

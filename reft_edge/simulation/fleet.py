@@ -16,14 +16,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+import msgspec
+
 import reft_edge
 from reft_edge.coordinator.events import Event, Finished
+from reft_edge.coordinator.records import DeployedDevice
 from reft_edge.coordinator.report.stream import read_event
 from reft_edge.errors import FederationError, RemoteProtocolError
 from reft_edge.simulation.children import Child, Children
 from reft_edge.simulation.run_directory import FEDERATION_FILE, log_path
 
 COORDINATOR = "coordinator"
+DEPLOY = "deploy"
 _LOOK_S = 0.25
 """How often the children are looked at while nothing is said."""
 
@@ -66,11 +70,33 @@ def follow(coordinator: Child, *, children: Children, timeout_s: float) -> Itera
         raise FederationError(coordinator.obituary())
 
 
-def _until_end(lines: _Lines, coordinator: Child, children: Children, end: float) -> Iterator[bytes]:
-    """The coordinator's lines, while everybody is well."""
+def deploy_run(directory: Path, *, children: Children, timeout_s: float) -> list[DeployedDevice]:
+    """Deploy the run that `run_fleet` has finished to its agents; returns what every device made of it.
+
+    Raises `FederationError` as `run_fleet`, and where a device that is there does not serve it.
+    """
+    deploying = _start(children, directory, DEPLOY, ["deploy", FEDERATION_FILE, "--json"], read_output=True)
+    said = b"".join(_until_end(_Lines(deploying), deploying, children, time.monotonic() + timeout_s, may_end=True))
+    if deploying.process.wait() != 0:
+        raise FederationError(deploying.obituary())
+    return msgspec.json.decode(said, type=_Deployed).devices
+
+
+class _Deployed(msgspec.Struct, frozen=True, kw_only=True):
+    """Of what `reft-edge deploy --json` prints, the part that is read here."""
+
+    devices: list[DeployedDevice]
+
+
+def _until_end(
+    lines: _Lines, coordinator: Child, children: Children, end: float, *, may_end: bool = False
+) -> Iterator[bytes]:
+    """The coordinator's lines, while everybody is well. `may_end`: its last line is no failure."""
     while True:
         line = lines.get(_LOOK_S)
         if line is not None:
+            if not line and may_end:
+                return
             if not line:
                 coordinator.process.wait()
                 raise FederationError(coordinator.obituary())
@@ -79,7 +105,7 @@ def _until_end(lines: _Lines, coordinator: Child, children: Children, end: float
         if (failed := children.failed()) is not None:
             raise FederationError(failed.obituary())
         if time.monotonic() > end:
-            raise FederationError(f"the federation takes too long; it was stopped (log: {coordinator.log_path})")
+            raise FederationError(f"{coordinator.name} takes too long; it was stopped (log: {coordinator.log_path})")
 
 
 class _Lines:

@@ -60,6 +60,8 @@ class DemoOptions(msgspec.Struct, frozen=True, kw_only=True):
     ratios: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75)
     alpha: float = 0.5
     """Of the Dirichlet distribution by which classes are divided."""
+    soak_s: float = 1.0
+    """Nobody predicts here, so there is nothing to watch."""
     seed: int = 0
 
 
@@ -94,7 +96,7 @@ def federation_table(options: DemoOptions, provisioned: Mapping[str, Any]) -> di
         "grace_s": 30.0,
         "quorum": 0.75,
         "min_devices": len(options.boards),
-        "enrol_wait_s": 90.0,
+        "enrol_wait_s": 240.0,  # agents measure the machine first, which on a busy one takes minutes
         "settle_s": 0.0,
         "model": {
             "name": "digits_cnn",
@@ -113,6 +115,7 @@ def federation_table(options: DemoOptions, provisioned: Mapping[str, Any]) -> di
             "public": {"path": "data/public.npz", "labelled": False},
             "test": {"path": "data/test.npz"},
         },
+        "deployment": {"soak_s": options.soak_s},
         "output": {"directory": RESULTS},
     }
 

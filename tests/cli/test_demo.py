@@ -85,6 +85,8 @@ def test_a_quick_demo_with_keys_and_tls_ends_with_a_good_model_a_report_and_no_p
     assert len({device.ratio for device in report.devices}) > 1
     assert all(0 < device.up_bytes < report.unpruned_bytes for device in report.devices)
     assert {"global", "global.int8"} < {exported.name for exported in report.exports}
+    assert {one.device for one in report.deployed} == {one.device for one in report.devices}
+    assert {one.state for one in report.deployed} == {"serving"}
     assert "</html>" in (directory / "report.html").read_text()
     wait_until_gone(directory)
 

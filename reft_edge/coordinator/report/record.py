@@ -24,6 +24,7 @@ from reft_edge.coordinator.events import (
     Started,
     UpdateSeen,
 )
+from reft_edge.coordinator.records import DeployedDevice
 
 SCHEMA = 1
 
@@ -145,6 +146,20 @@ class ExportFigures(msgspec.Struct, frozen=True, kw_only=True):
     values: dict[str, float]
 
 
+class DeployedFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device made of the run's models when they were deployed to it."""
+
+    device: str
+    model: str
+    precision: str = ""
+    """Of the file that it took."""
+    value: float | None = None
+    """In the report's metric, on the device's own held-out samples; of the file that it took."""
+    holdout_samples: int = 0
+    state: str
+    reason: str = ""
+
+
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that a report shows."""
 
@@ -163,6 +178,8 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     rejected: list[RejectedUpdate] = []
     quarantined: list[QuarantinedDevice] = []
     exports: list[ExportFigures] = []
+    deployed: list[DeployedFigures] = []
+    """Where the one who started the run deployed it, too."""
     central: CentralFigures | None = None
     finished: bool = False
     seconds: float | None = None
@@ -180,6 +197,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
 def gather(
     events: Iterable[Event],
     *,
+    deployed: Iterable[DeployedDevice] = (),
     central: CentralFigures | None = None,
     seconds: float | None = None,
     setting: dict[str, str] | None = None,
@@ -218,6 +236,7 @@ def gather(
         ],
         quarantined=[QuarantinedDevice(device=e.device, reason=e.reason) for e in told if isinstance(e, Quarantined)],
         exports=[ExportFigures(name=e.name, path=e.path, values=e.values) for e in told if isinstance(e, Exported)],
+        deployed=[_deployed(one) for one in deployed],
         central=central,
         finished=finished is not None,
         seconds=seconds,
@@ -228,6 +247,19 @@ def gather(
 def to_json(report: RunReport) -> bytes:
     """Readable JSON, the same bytes for equal reports."""
     return msgspec.json.format(msgspec.json.encode(report, order="deterministic"), indent=2)
+
+
+def _deployed(part: DeployedDevice) -> DeployedFigures:
+    health = part.measured
+    return DeployedFigures(
+        device=part.device,
+        model=part.model,
+        precision=part.precision or "",
+        value=None if health is None else health.metric,
+        holdout_samples=0 if health is None else health.holdout_samples,
+        state=part.state,
+        reason=part.reason,
+    )
 
 
 def _rounds(events: list[Event], metric: Literal["accuracy", "mse"]) -> list[RoundFigures]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def print_report(report: RunReport, console: Console) -> None:
-    """Rounds, devices, what was rejected, exported files, and the final figure beside central training."""
+    """Rounds, devices, what was rejected, exported and deployed, and the final figure beside central training."""
     console.print(rounds_table(report))
     console.print(_devices(report))
     for rejected in report.rejected:
@@ -26,6 +26,8 @@ def print_report(report: RunReport, console: Console) -> None:
         console.print(f"In quarantine, {device.device}: {device.reason}", markup=False, soft_wrap=True)
     if report.exports:
         console.print(_exports(report))
+    if report.deployed:
+        console.print(_deployed(report))
     ours = metric_text(report.value, report.metric)
     line = f"Federation: {report.metric} [bold]{ours}[/bold] on test data"
     if report.central is not None:
@@ -87,6 +89,20 @@ def _exports(report: RunReport) -> Table:
         size = one.values.get("size_bytes")
         value = metric_text(one.values.get(report.metric), report.metric)
         table.add_row(f"{one.name}.onnx", "-" if size is None else bytes_text(size), value)
+    return table
+
+
+def _deployed(report: RunReport) -> Table:
+    table = new_table(f"Deployed, {report.metric} on each device's own held-out data", "device")
+    table.add_column("model", no_wrap=True)
+    table.add_column("precision", no_wrap=True)
+    right_aligned(table, report.metric)
+    table.add_column("state", no_wrap=True)
+    for one in report.deployed:
+        value = metric_text(one.value, report.metric)
+        if one.value is not None:
+            value += f" of {one.holdout_samples}"
+        table.add_row(one.device, one.model, one.precision or "-", value, one.state.replace("_", " "))
     return table
 
 
