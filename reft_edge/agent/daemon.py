@@ -2,13 +2,13 @@
 
     start up      lock the spool, read the state, connect
     know thyself  profile and data, from the spool or measured by the worker; announce them
-    main loop     one queue of events: broker, worker, signals, timers -> session -> actions
+    main loop     one queue of events: broker, worker, signals, timers -> whom they are for
     stop          say offline, let the worker go
 
 Everything that needs numpy or onnxruntime is done by the worker; blobs go through the disk. So the resident memory of
 this process does not depend on any model, and a model that does not fit costs the task, never the agent.
 
-Training (`session`) and what the device serves (`serving.deployments`) are two machines side by side. They share the
+Training (`tasks`) and what the device serves (`serving.deployments`) are two machines side by side. They share the
 courier, the spool and the worker's line of jobs: a check waits for the training before it, a roll-back for nothing.
 """
 
@@ -18,54 +18,28 @@ import logging
 import queue
 import signal
 import time
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from reft_edge import logs
-from reft_edge.agent.admission import refusal, task_parts
 from reft_edge.agent.certificate_care import CertificateCare, CertificateRenewed
 from reft_edge.agent.credentials import Credentials
 from reft_edge.agent.jobs import MAX_REASON_CHARACTERS, JobEnded, Jobs, check_event, training_event
 from reft_edge.agent.knowledge import Knowledge
 from reft_edge.agent.metrics import AgentMetrics
-from reft_edge.agent.protocol import Configure, Train
-from reft_edge.agent.reminder import Reminder
+from reft_edge.agent.protocol import Configure
 from reft_edge.agent.serving.deployments import Deployments
-from reft_edge.agent.session import Session
-from reft_edge.agent.session_words import (
-    Action,
-    BlobDelivered,
-    BlobFetched,
-    BlobLost,
-    Fetch,
-    LinkUp,
-    ManifestAccepted,
-    ManifestRefused,
-    Phase,
-    ReadManifest,
-    ReleaseWorker,
-    ReminderDue,
-    RunClosed,
-    Say,
-    SessionEvent,
-    SessionState,
-    StartTraining,
-    StopTraining,
-    Sweep,
-    TaskArrived,
-    TrainingProgressed,
-)
+from reft_edge.agent.session_words import BlobDelivered, BlobFetched, BlobLost, Fetch, TrainingProgressed
 from reft_edge.agent.settings import AgentSettings
 from reft_edge.agent.spool import Spool
 from reft_edge.agent.supervisor import Supervisor, WorkerEnded, WorkerSaid
+from reft_edge.agent.tasks import Tasks
 from reft_edge.agent.trust import open_deployment, open_task, read_identity
 from reft_edge.agent.voice import OFFLINE, Voice
-from reft_edge.bundle.manifest import Manifest
 from reft_edge.errors import BrokerError, BundleError, RemoteProtocolError, ResourceError, one_line
-from reft_edge.wire.messages import Close, Done, Task
+from reft_edge.wire.messages import Report
 from reft_edge.wire.mqtt import Connected, Disconnected, MqttLink, Received, Rejected, TurnedAway
 from reft_edge.wire.patience import for_complaints
 from reft_edge.wire.signing import VerifyKey
@@ -88,10 +62,7 @@ class Daemon:
         self._identity = read_identity(settings)
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._spool = Spool(base_dir / settings.spool, max_blob_bytes=settings.limits.max_model_bytes)
-        self._session = Session()
-        self._waiting: deque[SessionEvent] = deque()
         self._knowledge = Knowledge(settings, base_dir=base_dir, spool=self._spool)
-        self._reminder = Reminder()
         self._supervisor = Supervisor(self._worker_configuration(), self._events)
         self._jobs = Jobs(self._supervisor, starting=lambda job: self._deployments.job_begins(job))
         self._link = MqttLink(
@@ -109,9 +80,19 @@ class Daemon:
         self._courier = Courier(
             self._spool.blobs,
             self._voice.transfer,
-            may_serve=self._may_serve,
+            may_serve=lambda sha256: self._tasks.may_have(sha256),
             subscribe_block=lambda transfer, name: self._link.subscribe(self._block_topic(transfer, name), 0),
             unsubscribe_block=lambda transfer, name: self._link.unsubscribe(self._block_topic(transfer, name)),
+        )
+        self._tasks = Tasks(
+            settings,
+            self._spool,
+            self._jobs,
+            self._knowledge,
+            fetch=self._fetch,
+            sweep=self._sweep,
+            say=self._say,
+            show=self._voice.status,
         )
         self._deployments = Deployments(
             settings,
@@ -126,7 +107,7 @@ class Daemon:
             spool=self._spool.root,
             link=self._link,
             supervisor=self._supervisor,
-            state=lambda: self._session.state,
+            state=lambda: self._tasks.state,
         )
 
     def run(self) -> None:
@@ -150,8 +131,8 @@ class Daemon:
     # Starting and stopping.
 
     def _start(self) -> None:
-        self._session = Session(self._spool.load_state())
         signer = None if self._identity is None else self._identity.coordinator.fingerprint
+        self._tasks.start(signer=signer)
         self._deployments.start(signer=signer)
         self._check_trust()
         self._metrics.start()
@@ -159,20 +140,14 @@ class Daemon:
             self._jobs.add(job)
         # Where no broker was ever reached, a typo is likely; an agent that has worked before waits for ever.
         self._connect(wait_s=None if self._spool.was_used else self._settings.broker.connect_timeout_s)
-        update = self._session.state.outcome
-        is_here = isinstance(update, Done) and self._spool.blobs.has(update.update.blob.sha256)
-        actions = self._session.resume(update_is_here=is_here, now=time.monotonic())
-        logs.process_is_about(self._subject(self._session.state))
-        self._apply(actions)
+        self._tasks.resume()
         self._deployments.resume()
         self._jobs_proceed()
 
     def _check_trust(self) -> None:
-        """Say what is not checked, or hear the enrolled coordinator only."""
+        """Say that nobody is checked, or take certificates of the federation that this device is enrolled in."""
         if self._identity is not None:
             self._link.subscribe(self._topic("certificate"), 1)
-            if self._session.obey_only(self._identity.coordinator.fingerprint):
-                logger.warning("the task in the spool was not signed by the enrolled coordinator; forgetting it")
         elif not self._settings.broker.is_on_this_machine:
             logger.warning(
                 "no [trust] in the settings: whoever reaches broker %s decides what is trained here; enrol this device",
@@ -193,9 +168,7 @@ class Daemon:
         self._metrics.stop()
         self._supervisor.stop()
         self._courier.close()
-        if self._session.state.phase is Phase.TRAINING:
-            self._session.note_clean_stop()
-            self._save_state()
+        self._tasks.stop()
         self._care.stop()
         self._voice.goodbye()
         self._link.stop()
@@ -226,7 +199,7 @@ class Daemon:
     def _next_event(self) -> Any:
         """The next event; None when something is due first."""
         now = time.monotonic()
-        timers = [self._courier.next_wakeup(now), self._reminder.due_at, self._worker_idle_at(), self._jobs.insist_at]
+        timers = [self._courier.next_wakeup(now), self._tasks.remind_at, self._worker_idle_at(), self._jobs.insist_at]
         timers += [self._care.look_at, self._deployments.report.look_at]
         due = min((at for at in timers if at is not None), default=None)
         try:
@@ -239,8 +212,7 @@ class Daemon:
         self._transferred(self._courier.tick(now))
         self._care.tick(now)
         self._deployments.tick(now)
-        if self._reminder.is_due(now):
-            self._feed(ReminderDue())
+        self._tasks.tick(now)
         if self._jobs.insist_at is not None and now >= self._jobs.insist_at:
             ended = self._jobs.insist(now)
             if ended is not None:
@@ -275,14 +247,12 @@ class Daemon:
 
     def _connected(self) -> None:
         self._care.connected()
-        self._voice.status(self._session.state, again=True)
+        self._voice.status(self._tasks.state, again=True)
         self._announce()
-        self._save_state()  # marks the spool as used: from now on the broker is only away
+        self._tasks.save()  # marks the spool as used: from now on the broker is only away
         self._transferred(self._courier.set_connected(True, time.monotonic()))
         self._deployments.connected(time.monotonic())
-        self._feed(LinkUp())
-        if self._reminder.due_at is not None:
-            self._reminder.start(time.monotonic())  # the coordinator may come back later than we do
+        self._tasks.connected()
 
     def _received(self, message: Received) -> None:
         """A message from the broker; garbage is logged and dropped."""
@@ -305,9 +275,9 @@ class Daemon:
 
     def _obey(self, message: Received) -> None:
         """Raises `RemoteProtocolError` for what the coordinator did not say, or said long ago."""
-        mark = self._session.state.mark
-        task, mark = open_task(message.topic, message.payload, coordinator=self._coordinator, mark=mark)
-        self._feed(RunClosed(mark=mark) if isinstance(task, Close) else TaskArrived(task=task, mark=mark))
+        mark = self._tasks.state.mark
+        said, mark = open_task(message.topic, message.payload, coordinator=self._coordinator, mark=mark)
+        self._tasks.obey(said, mark)
 
     def _obey_deployment(self, message: Received) -> None:
         """As `_obey`."""
@@ -325,22 +295,22 @@ class Daemon:
             match event:
                 case Fetched(sha256=sha256):
                     fetched = BlobFetched(sha256=sha256, was_here=was_here)
-                    self._feed(fetched)
+                    self._tasks.feed(fetched)
                     self._deployments.feed(fetched)
                 case Lost(sha256=sha256, reason=reason, no_room=no_room):
                     lost = BlobLost(sha256=sha256, reason=reason[:MAX_REASON_CHARACTERS], no_room=no_room)
-                    self._feed(lost)
+                    self._tasks.feed(lost)
                     self._deployments.feed(lost)
                 case Delivered(sha256=sha256):
                     logger.debug("delivered: %s", sha256)
-                    self._feed(BlobDelivered(sha256=sha256))
+                    self._tasks.feed(BlobDelivered(sha256=sha256))
 
     # The worker.
 
     def _worker_event(self, event: WorkerSaid | WorkerEnded) -> None:
         news = self._jobs.handle(event, time.monotonic())
         if isinstance(news, TrainingProgressed):
-            self._feed(news)
+            self._tasks.feed(news)
         elif news is not None:
             self._job_ended(news)
             self._jobs_proceed()
@@ -356,102 +326,31 @@ class Daemon:
             return
         event, checked = training_event(ended), check_event(ended)
         if event is not None:
-            self._feed(event)
+            self._tasks.feed(event)
         elif checked is not None:
             self._deployments.feed(checked)
         else:
             self._sweep()  # what a training that was cancelled has left
 
-    # The session.
-
-    def _feed(self, event: SessionEvent) -> None:
-        """Give the session an event, and those that follow from its actions, in order."""
-        self._waiting.append(event)
-        if len(self._waiting) > 1:
-            return  # we are inside an action of an earlier event
-        while self._waiting:
-            before = self._session.state
-            actions = self._session.handle(self._waiting[0], time.monotonic())
-            if self._session.state is not before:
-                self._save_state()
-            logs.process_is_about(self._subject(self._session.state, before))  # how a task ended is about it still
-            self._apply(actions)
-            self._waiting.popleft()
-        logs.process_is_about(self._subject(self._session.state))
-        if self._session.state.phase is not Phase.UPLOADING:
-            self._reminder.stop()
-        elif self._reminder.due_at is None:
-            self._reminder.start(time.monotonic())
-        self._voice.status(self._session.state)
-
-    def _subject(self, *states: SessionState) -> logs.Subject:
-        """What lines of the log are about: the task in hand in the first of the states that has one."""
-        for state in states:
-            if state.task is not None and state.phase is not Phase.IDLE:
-                return logs.Subject(self._settings.device, state.task.round, state.task.task)
-        return logs.Subject(self._settings.device)
-
-    def _save_state(self) -> None:
-        """A full disk must not end the agent: it goes on, and a restart would find an older state."""
-        try:
-            self._spool.save_state(self._session.state)
-        except ResourceError as exc:
-            logger.error("%s", exc)
-
-    def _apply(self, actions: Sequence[Action]) -> None:
-        for action in actions:
-            match action:
-                case Fetch():
-                    self._fetch(action)
-                case ReadManifest(task=task, whole=whole):
-                    self._read_manifest(task, whole=whole)
-                case StartTraining(task=task, residual=residual):
-                    logger.info("training: task %s", task.task)
-                    self._jobs.add(Train(task=task, residual=residual, asked_at=0.0))
-                    self._jobs_proceed()
-                case StopTraining():
-                    self._jobs.cancel_training(time.monotonic())
-                case ReleaseWorker():
-                    self._jobs.release()
-                case Say(report=report):
-                    self._metrics.said(report)
-                    self._voice.report(report)
-                case Sweep():
-                    self._sweep()
+    # What the two machines borrow.
 
     def _fetch(self, action: Fetch) -> None:
         was_here = self._spool.blobs.has(action.ref.sha256)
         news = self._courier.fetch(action.ref, time.monotonic(), broadcast=action.broadcast)
         self._transferred(news, was_here=was_here)
 
-    def _read_manifest(self, task: Task, *, whole: bool) -> None:
-        """Check what is to be trained against what this device can do."""
-        try:
-            manifest = Manifest.from_json(self._spool.blobs.read(task.bundle))
-        except BundleError as exc:
-            self._feed(ManifestRefused(reason=str(exc)[:MAX_REASON_CHARACTERS]))
-            return
-        known = self._knowledge
-        reason = refusal(manifest, task, limits=self._settings.limits, profile=known.profile, data=known.description)
-        if reason is None:
-            parts = task_parts(manifest, task, has_weights=self._spool.has_weights, whole=whole)
-            self._feed(ManifestAccepted(parts=parts))
-        else:
-            self._feed(ManifestRefused(reason=reason[:MAX_REASON_CHARACTERS]))
-
     def _sweep(self) -> None:
-        needed = self._session.needed_blobs() | self._deployments.needed_blobs()
+        needed = self._tasks.needed_blobs() | self._deployments.needed_blobs()
         for sha256 in self._courier.fetching - needed:
             self._courier.cancel(sha256)
         try:
-            self._spool.sweep(keep_blobs=needed, keep_residuals=self._session.needed_residuals())
+            self._spool.sweep(keep_blobs=needed, keep_residuals=self._tasks.needed_residuals())
         except ResourceError as exc:
             logger.error("%s", exc)
 
-    def _may_serve(self, sha256: str) -> bool:
-        """The coordinator may have the update and nothing else."""
-        outcome = self._session.state.outcome
-        return isinstance(outcome, Done) and sha256 == outcome.update.blob.sha256
+    def _say(self, report: Report) -> None:
+        self._metrics.said(report)
+        self._voice.report(report)
 
     def _topic(self, topic: DeviceTopic) -> str:
         return device_topic(self._settings.federation, self._settings.device, topic)
