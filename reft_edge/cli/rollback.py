@@ -4,8 +4,13 @@ The model from before lies on the device, in its other slot, so nothing has to b
 when they return. Started again it tells those that have not answered yet, and changes nothing else. With --device, only
 these go back, each from the last version that it was given.
 
+Again, or after a deployment that has undone itself, there is nothing to undo. To go back from what is served then, name
+its version: devices return to what they served before it, as far as it still lies on them. Further back, and where
+nothing does, lead other versions: reft-edge deploy federation.toml VERSION.
+
 examples:
   reft-edge rollback federation.toml
+  reft-edge rollback federation.toml 20260301-5f3a9c21
   reft-edge rollback federation.toml --device pi-3 pi-7
   reft-edge rollback federation.toml --json | jq '.[].devices[] | select(.state != "rolled_back")'
 """
@@ -14,20 +19,27 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reft_edge.cli.deploy import add_progress_argument, listener_for, metric_of, show_outcome
 from reft_edge.cli.processes import ending_on_sigterm
 from reft_edge.cli.run_arguments import add_json_argument, print_json
-from reft_edge.errors import ConfigError, FederationError
+from reft_edge.errors import ConfigError, FederationError, one_line
 
 if TYPE_CHECKING:
     from reft_edge.coordinator.deploying.deployer import Progress
+    from reft_edge.coordinator.deploying.operations import RolledBack
+    from reft_edge.coordinator.deploying.site import Site
+    from reft_edge.coordinator.settings import FederationSettings
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("settings", type=Path, metavar="FEDERATION_TOML", help="the coordinator's settings file")
+    parser.add_argument(
+        "version", nargs="?", metavar="VERSION", help="undo this one, which is served (default: the last deployment)"
+    )
     parser.add_argument(
         "--device",
         dest="devices",
@@ -35,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="DEVICE",
-        help="only these (default: all that got the last version)",
+        help="only these (default: all that got the version)",
     )
     add_progress_argument(parser)
     add_json_argument(parser)
@@ -54,18 +66,37 @@ def run(args: argparse.Namespace) -> int:
         site.settle()
         try:
             with listener_for(args.progress, metric_of(settings)) as listener:
-                outcomes = roll_back(site, args.devices, listener=listener)
+                outcomes = roll_back(site, args.devices, version=args.version, listener=listener)
         except KeyboardInterrupt:
             print("Who was told goes back. To go on: the same command again.", file=sys.stderr)
             raise
-        silent = [part.device for outcome in outcomes for part in outcome.devices if part.state == "late"]
+        served = _served(site)
+    progress = [outcome.progress for outcome in outcomes]
     if args.json:
-        print_json([{"deployment": outcome.record, "devices": outcome.devices} for outcome in outcomes])
+        print_json([{"deployment": one.record, "devices": one.devices} for one in progress])
     elif args.progress != "json":
         for outcome in outcomes:
-            show_outcome(outcome, settings)
-            _print_hint(outcome)
-    return FederationError.exit_code if silent else 0
+            _show(outcome, settings, served)
+    return FederationError.exit_code if any(part.state == "late" for one in progress for part in one.devices) else 0
+
+
+def _show(outcome: RolledBack, settings: FederationSettings, served: str) -> None:
+    if outcome.was_needed:
+        show_outcome(outcome.progress, settings)
+        _print_hint(outcome.progress)
+    else:
+        record = outcome.progress.record
+        print(one_line(f"Nothing to undo: version {record.version} was rolled back already; {served}."))
+        print(one_line(f"Why: {record.reason}"))
+
+
+def _served(site: Site) -> str:
+    """What the devices that are there serve, the most frequent first."""
+    there = site.present()
+    served = [condition.serving for device, condition in site.conditions.items() if device in there]
+    counts = Counter("nothing" if one is None else f"version {one.version}" for one in served)
+    found = [f"{what} ({n} device{'' if n == 1 else 's'})" for what, n in counts.most_common()]
+    return f"served is {', '.join(found)}" if found else "no device is there"
 
 
 def _print_hint(outcome: Progress) -> None:

@@ -108,7 +108,6 @@ class Conductor:
             case Broken(error=error):
                 raise error
             case LinkUp():
-                _log.info("connected to the broker")
                 self._publish_again()
                 self._standing.keep_up(self._clock())
             case LinkDown(reason=reason):

@@ -49,6 +49,9 @@ DeployedState: TypeAlias = Literal[
 ]
 """`waiting`: its wave has not begun. `late`: asked, and did not answer in time. `away`: asked, and not there."""
 
+GONE_BACK: tuple[DeployedState, ...] = ("rolled_back", "refused", "failed")
+"""Devices in these states that were told to go back do not serve it, and need not be told again."""
+
 QuarantinedBy: TypeAlias = Literal["rejections", "person"]
 """Who put a device into quarantine: the coordinator, after so many rejected updates, or somebody at the console."""
 

@@ -370,15 +370,21 @@ class Store(Database):
         """Who was there when a coordinator, a deployment or a monitor was last at work, by name."""
         return self._read(select(tables.presence).order_by(tables.presence.c.device), PresenceRecord)
 
-    def last_parts(self, federation: str) -> list[DeployedDevice]:
-        """Of each device its part in the last deployment that it was asked in, by name."""
+    def standing_parts(self, federation: str) -> list[DeployedDevice]:
+        """Of each device its part in the deployment that it goes by, by name: the last that asked it and was not undone
+        there to the end."""
         with self._transaction() as connection:
-            return deployment_queries.last_parts(connection, federation)
+            return deployment_queries.standing_parts(connection, federation)
 
-    def last_part(self, federation: str, device: str) -> DeployedDevice | None:
-        """The same of one device; None where it was never asked."""
+    def standing_part(self, federation: str, device: str) -> DeployedDevice | None:
+        """The same of one device; None where it goes by none."""
         with self._transaction() as connection:
-            return next(iter(deployment_queries.last_parts(connection, federation, device)), None)
+            return next(iter(deployment_queries.standing_parts(connection, federation, device)), None)
+
+    def parts_before(self, federation: str) -> list[DeployedDevice]:
+        """Of each device the part that it goes by when the one that it goes by now is undone, by name."""
+        with self._transaction() as connection:
+            return deployment_queries.parts_before(connection, federation)
 
     def save_deployed_device(self, record: DeployedDevice) -> None:
         with self._transaction() as connection:

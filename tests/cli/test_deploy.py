@@ -47,6 +47,9 @@ def test_a_deployment_is_followed_line_by_line_and_ends_with_a_table(fleet, comm
     assert code == 0
     lines = err.splitlines()
     assert lines[0].startswith("version run-1, the canaries are asked (")
+    assert lines[-1] == "version run-1, done (2 serving)"
+    rest = lines.index(next(line for line in lines if line.startswith("version run-1, the rest is asked")))
+    assert lines[rest + 1].endswith(": asked")
     assert "a: serving global int8, accuracy 90.0% (80.0% before), p95 2 ms" in lines
     assert "version run-1, done (2 serving)" in lines
     assert "Version run-1: done" in out
@@ -95,6 +98,32 @@ def test_json_says_all_that_is_known_and_a_device_may_be_undone_alone(fleet, com
     assert code == 0
     assert "Version run-1: rolled back" in out
     assert fleet.devices["a"].serving is None
+
+
+def test_undoing_again_says_that_there_is_nothing_to_undo_and_what_is_served(fleet, command):
+    fleet.device("a")
+    fleet.finish_run("run-2", seed=2)
+    assert command("deploy", "run-1", "--quiet")[0] == command("deploy", "run-2", "--quiet")[0] == 0
+    assert "Version run-2: rolled back" in command("rollback", "--quiet")[1]
+    code, out, _ = command("rollback", "--quiet")
+    assert code == 0
+    assert out.splitlines() == [
+        "Nothing to undo: version run-2 was rolled back already; served is version run-1 (1 device).",
+        "Why: a person rolled it back",
+    ]
+    code, out, _ = command("rollback", "run-1", "--quiet")
+    assert (code, "Version run-1: rolled back" in out) == (0, True)
+    assert fleet.devices["a"].serving is None
+
+
+def test_its_table_fits_a_terminal_that_nobody_has_widened(fleet, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    fleet.device("raspberry-pi-in-the-kitchen-on-the-second-floor")
+    command("deploy", "--quiet")
+    _, out, _ = command("rollback", "--quiet")
+    assert max(len(line) for line in out.splitlines()) <= 80
+    assert "rolled back" in out.split("Version run-1: rolled back", 1)[1].splitlines()[4]
+    assert "…" not in out
 
 
 def test_json_lines_tell_every_change(fleet, command):

@@ -97,7 +97,7 @@ class Deployer:
         now = self._site.clock()
         match event:
             case FromDevice(device=device, message=Condition() as condition):
-                self._advance(rollout.Heard(device=device, now=now, condition=condition))
+                self._hear(device, condition, now)
             case FromDevice(device=device) | Disowned(device=device):
                 self._note_presence(device, now)
             case LinkDown():
@@ -122,8 +122,14 @@ class Deployer:
         for device in sorted(self._site.present() & self._state.parts.keys()):
             self._advance(rollout.Present(device=device, now=now))
         for device, condition in sorted(self._site.conditions.items()):
-            self._advance(rollout.Heard(device=device, now=now, condition=condition))
+            self._hear(device, condition, now)
         self._say()
+
+    def _hear(self, device: str, condition: Condition, now: float) -> None:
+        if device in self._state.parts:
+            self._advance(rollout.Heard(device=device, now=now, condition=condition))
+        else:
+            self._site.standing.hear(device, condition, now)
 
     def _note_presence(self, device: str, now: float) -> None:
         if device in self._state.parts:

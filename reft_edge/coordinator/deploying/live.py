@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Protocol
 
@@ -65,12 +65,19 @@ class PlainWatcher:
         """Nothing to put away."""
 
     def show(self, progress: Progress) -> None:
+        """The answers, then the state that they have led to, then who is asked because of that."""
+        told = [part for part in progress.changed if part.state != "waiting"]
         if progress.record.state != self._state:
             self._state = progress.record.state
+            asked = [part for part in told if part.asked_at == progress.record.since]
+            self._write_parts(part for part in told if part not in asked)
             self._write(one_line(headline(progress)))
-        for part in progress.changed:
-            if part.state != "waiting":
-                self._write(one_line(f"{part.device}: {describe(part, self._metric)}"))
+            told = asked
+        self._write_parts(told)
+
+    def _write_parts(self, parts: Iterable[DeployedDevice]) -> None:
+        for part in parts:
+            self._write(one_line(f"{part.device}: {describe(part, self._metric)}"))
 
 
 class TableWatcher:
@@ -163,9 +170,11 @@ def print_plan(version: str, plan: DeploymentPlan, console: Console) -> None:
 
 
 def print_outcome(record: DeploymentRecord, devices: Sequence[DeployedDevice], console: Console, metric: str) -> None:
-    """A row a device. Reasons stand below, where they have room."""
+    """A row a device. Reasons stand below, where they have room; names that are too long go on in the next line."""
     table = new_table(f"Version {record.version}: {STATES[record.state]}", "device")
-    table.add_column("model", no_wrap=True)
+    table.columns[0].no_wrap = False
+    table.columns[0].overflow = "fold"
+    table.add_column("model", overflow="fold")
     table.add_column("precision", no_wrap=True)
     right_aligned(table, "before", metric, "p95")
     table.add_column("state", no_wrap=True)

@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from reft_edge.config import did_you_mean
 from reft_edge.coordinator.deploying import rollout
 from reft_edge.coordinator.deploying.deployer import Deployer, Listener, Progress, new_deployment_id, rollout_rules
 from reft_edge.coordinator.deploying.planning import DeploymentPlan, Wishes, plan_deployment
 from reft_edge.coordinator.deploying.standing import forget_files, kept_blobs
-from reft_edge.coordinator.records import ENDED_DEPLOYMENTS, DeployedDevice, DeploymentRecord
+from reft_edge.coordinator.records import ENDED_DEPLOYMENTS, GONE_BACK, DeployedDevice, DeploymentRecord
 from reft_edge.errors import ConfigError, FederationError
 
 if TYPE_CHECKING:
@@ -24,8 +25,14 @@ if TYPE_CHECKING:
 
 UNDONE_BY_A_PERSON = "a person rolled it back"
 
-CONFIRMED = frozenset({"rolled_back", "refused", "failed", "waiting"})
-"""Devices of an undone deployment in these states need not be told again."""
+
+@dataclass(frozen=True, kw_only=True)
+class RolledBack:
+    """What became of a deployment that was to be undone."""
+
+    progress: Progress
+    was_needed: bool = True
+    """Whether there was anything to undo: again changes nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,38 +106,71 @@ def finish_rollback(site: Site, record: DeploymentRecord, *, listener: Listener)
     return _go_on(site, record, listener, lambda now: rollout.Resumed(now=now))
 
 
-def roll_back(site: Site, devices: Sequence[str] = (), *, listener: Listener) -> list[Progress]:
+def roll_back(
+    site: Site, devices: Sequence[str] = (), *, version: str | None = None, listener: Listener
+) -> list[RolledBack]:
     """Undo the last deployment; with `devices`, for each of these the last that it was part of.
 
-    Raises `FederationError` where nothing was ever deployed, `ConfigError` for a device that got nothing.
+    `version`: undo that one instead, on the devices that go by it now, or on those of them that are named.
+
+    Raises `FederationError` where nothing was ever deployed, `ConfigError` for a device that got nothing and a version
+    that nobody goes by.
     """
     deployments = site.store.deployments(site.settings.federation)
     if not deployments:
         raise FederationError(f"nothing was ever deployed in federation {site.settings.federation!r}")
-    if not devices:
+    if version is not None:
+        chosen = _going_by(site, deployments, version, devices)
+    elif devices:
+        chosen = _last_of_each(site, deployments, devices)
+    else:
         return [_roll_back_all(site, deployments[0], listener)]
-    chosen = _last_of_each(site, deployments, devices)
     return [_roll_back_some(site, record, parts, listener) for record, parts in chosen]
 
 
-def _roll_back_all(site: Site, record: DeploymentRecord, listener: Listener) -> Progress:
+def _roll_back_all(site: Site, record: DeploymentRecord, listener: Listener) -> RolledBack:
     parts = site.store.deployed_devices(record.deployment)
-    if record.state == "rolled_back" and all(part.state in CONFIRMED for part in parts):
-        return Progress(record=record, devices=parts, changed=())
+    if record.state == "rolled_back" and all(part.asked_at is None or part.state in GONE_BACK for part in parts):
+        return RolledBack(progress=Progress(record=record, devices=parts, changed=()), was_needed=False)
     if record.state == "rolling_back":
-        return finish_rollback(site, record, listener=listener)
-    return _go_on(site, record, listener, lambda now: rollout.Stopped(now=now, reason=UNDONE_BY_A_PERSON))
+        return RolledBack(progress=finish_rollback(site, record, listener=listener))
+    stopped = _go_on(site, record, listener, lambda now: rollout.Stopped(now=now, reason=UNDONE_BY_A_PERSON))
+    return RolledBack(progress=stopped)
 
 
-def _roll_back_some(site: Site, record: DeploymentRecord, parts: list[DeployedDevice], listener: Listener) -> Progress:
-    if all(part.undone and part.state in CONFIRMED for part in parts):
-        return Progress(record=record, devices=parts, changed=())
+def _roll_back_some(
+    site: Site, record: DeploymentRecord, parts: list[DeployedDevice], listener: Listener
+) -> RolledBack:
+    if all(part.undone and part.state in GONE_BACK for part in parts):
+        return RolledBack(progress=Progress(record=record, devices=parts, changed=()), was_needed=False)
+    others = site.store.deployed_devices(record.deployment)
+    if all(part in parts or part.undone or part.asked_at is None for part in others):
+        return _roll_back_all(site, record, listener)
     now = site.clock()
     rules = rollout_rules(site.settings)
     state = rollout.resume_rollout(record, parts, online=site.present(), rules=rules, now=now)
     if state.phase is not rollout.Phase.ROLLING_BACK:
         state = rollout.advance(state, rollout.Stopped(now=now, reason=UNDONE_BY_A_PERSON))
-    return _played(site, Deployer(site, record, state, listener=listener, of_some=True))
+    return RolledBack(progress=_played(site, Deployer(site, record, state, listener=listener, of_some=True)))
+
+
+def _going_by(
+    site: Site, deployments: Sequence[DeploymentRecord], version: str, devices: Sequence[str]
+) -> list[tuple[DeploymentRecord, list[DeployedDevice]]]:
+    """The deployments of a version that devices go by, with these devices' parts."""
+    versions = {record.deployment: record.version for record in deployments}
+    standing = site.store.standing_parts(site.settings.federation)
+    now = sorted({versions[part.deployment] for part in standing})
+    if version not in now:
+        hint = did_you_mean(version, now) if now else "; none is left that could be undone"
+        raise ConfigError(f"no device goes by version {version!r}{hint}")
+    ours = [part for part in standing if versions[part.deployment] == version]
+    for name in devices:
+        if name not in {part.device for part in ours}:
+            raise ConfigError(f"device {name!r} does not go by version {version!r}")
+    wanted = [part for part in ours if part.device in devices or not devices]
+    grouped = [(record, [one for one in wanted if one.deployment == record.deployment]) for record in deployments]
+    return [(record, parts) for record, parts in grouped if parts]
 
 
 def _last_of_each(
@@ -161,6 +201,8 @@ def _go_on(
 
 def _played(site: Site, deployer: Deployer) -> Progress:
     outcome = deployer.play()
+    if any(part.undone for part in outcome.devices):
+        site.standing.keep_up(site.clock())  # who has gone back may have missed what the others go by now
     forget_files(site.store, site.blobs, site.settings.federation)
     return outcome
 

@@ -152,7 +152,7 @@ def _wanted(known: Sequence[Device], barred: Mapping[str, LeftOut], store: Store
 def _will_take_it(release: Release, store: Store, federation: str) -> set[str]:
     """Devices that were asked for this version and have not answered yet."""
     ours = {one.deployment for one in store.deployments(federation) if one.version == release.version}
-    parts = [part for part in store.last_parts(federation) if part.deployment in ours and not part.undone]
+    parts = [part for part in store.standing_parts(federation) if part.deployment in ours and not part.undone]
     return {part.device for part in parts if part.state in UNANSWERED}
 
 

@@ -20,7 +20,7 @@ from reft_edge.coordinator.deploying.standing import StandingDeployments
 from reft_edge.coordinator.fleet import Fleet
 from reft_edge.coordinator.fleet_records import FleetRecords
 from reft_edge.coordinator.network import Network
-from reft_edge.coordinator.network_events import Broken, Disowned, FromDevice, FromNetwork, LinkDown, LinkUp
+from reft_edge.coordinator.network_events import Broken, Disowned, FromDevice, FromNetwork, LinkDown
 from reft_edge.coordinator.run_files import BLOBS
 from reft_edge.coordinator.store import Store
 from reft_edge.coordinator.trust import DeviceKeys, Trust
@@ -79,8 +79,6 @@ class Site:
         match event:
             case Broken(error=error):
                 raise error
-            case LinkUp():
-                _log.info("connected to the broker")
             case LinkDown(reason=reason):
                 _log.warning("%s; trying again", reason)
             case Disowned(device=device):

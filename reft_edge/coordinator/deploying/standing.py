@@ -4,6 +4,9 @@ A coordinator that trains, a deployment of another version, a roll-back and a mo
 to themselves while they are at work, so each of them keeps this up: devices may fetch what they were offered, what
 several may still want lies at the broker, who has not answered is told again when the broker may have forgotten it, and
 files that are needed stay on the disk.
+
+Whoever has gone back from a deployment goes by the one before. Mostly that is what it serves then; a device that was
+away when the others got it, and away when they got the next, is offered it now.
 """
 
 from __future__ import annotations
@@ -45,8 +48,11 @@ def message_for(record: DeploymentRecord, part: DeployedDevice, *, sequence: int
 
 
 def kept_blobs(store: Store, federation: str) -> set[str]:
-    """SHA-256 of the files that must stay on the disk: of every deployment that some device goes by."""
-    going_by = {part.deployment for part in store.last_parts(federation) if not part.undone}
+    """SHA-256 of the files that must stay on the disk: of every deployment that some device goes by, or has not taken
+    yet and will go by if that is undone."""
+    going_by = {part.deployment for part in store.standing_parts(federation) if not part.undone}
+    before = [part for part in store.parts_before(federation) if part.state in UNANSWERED]
+    going_by |= {part.deployment for part in before if not part.undone}
     records = [record for record in store.deployments(federation) if record.deployment in going_by]
     return {sha256 for record in records for sha256 in blobs_of(record)}
 
@@ -63,7 +69,7 @@ def blobs_of(record: DeploymentRecord) -> set[str]:
 
 
 class StandingDeployments:
-    """What each of a federation's devices was told last: mostly one deployment, more where one was for some of them.
+    """What each of a federation's devices goes by: mostly one deployment, more where one was for some of them.
 
     For whatever process has the network and the store. Times are Unix seconds.
     """
@@ -73,6 +79,8 @@ class StandingDeployments:
         self._network = network
         self._blobs = blobs
         self._federation = federation
+        self._served: set[str] = set()
+        """Devices that may fetch something."""
         self._cleared: set[str] = set()
         """By this process. Clearing twice does no harm, but it is a message a block."""
 
@@ -82,23 +90,30 @@ class StandingDeployments:
         What lay there before and is not wanted any more is cleared. Call it before the network starts: a device that
         asks too early would be told that its files are gone, and give up.
         """
-        for record, part in self._standing():
-            self._network.serve_models(part.device, [ref.sha256 for ref in _given(record, part)])
+        given = {part.device: [ref.sha256 for ref in _given(record, part)] for record, part in self._standing()}
+        for device in self._served - given.keys():
+            self._network.serve_models(device, [])
+        for device, blobs in given.items():
+            self._network.serve_models(device, blobs)
+        self._served = set(given)
         self._lay_at_broker()
 
     def keep_up(self, now: float) -> None:
         """Offer it, and say again what was not answered. Call it whenever the broker was found."""
         self.offer()
-        unanswered = [(record, part) for record, part in self._standing() if part.state in UNANSWERED]
-        sequence = self._store.next_sequence(now) if unanswered else 0
-        for record, part in unanswered:
-            self._network.send_deployment(part.device, message_for(record, part, sequence=sequence))
+        self._say([(record, part) for record, part in self._standing() if part.state in UNANSWERED], now)
 
     def hear(self, device: str, condition: Condition, now: float) -> None:
-        """What became of it on a device that comes for it now."""
-        part = self._store.last_part(self._federation, device)
-        if part is not None and (after := after_condition(part, condition, now)) != part:
-            self._store.save_deployed_device(after)
+        """What became of it on a device that comes for it now, and what it is told because of that."""
+        part = self._store.standing_part(self._federation, device)
+        if part is None or (after := after_condition(part, condition, now)) == part:
+            return
+        self._store.save_deployed_device(after)
+        follows = self._store.standing_part(self._federation, device)
+        if follows is not None and follows.state in UNANSWERED and _offer(follows) != _offer(part):
+            self.offer()
+            self._say([(self._record(follows), follows)], now)
+        else:
             self._lay_at_broker()  # perhaps nobody wants some file any more
 
     def conclude(self, timeout_s: float) -> None:
@@ -114,9 +129,20 @@ class StandingDeployments:
         else:
             _log.warning("the broker is away; what it holds of models that were deployed is cleared next time")
 
+    def _say(self, unanswered: list[tuple[DeploymentRecord, DeployedDevice]], now: float) -> None:
+        """What can be done: a device that is offered what our disk has lost would give up."""
+        sequence = self._store.next_sequence(now) if unanswered else 0
+        for record, part in unanswered:
+            if all(self._blobs.has(ref.sha256) for ref in _given(record, part)):
+                self._network.send_deployment(part.device, message_for(record, part, sequence=sequence))
+
     def _standing(self) -> list[tuple[DeploymentRecord, DeployedDevice]]:
         records = {record.deployment: record for record in self._store.deployments(self._federation)}
-        return [(records[part.deployment], part) for part in self._store.last_parts(self._federation)]
+        return [(records[part.deployment], part) for part in self._store.standing_parts(self._federation)]
+
+    def _record(self, part: DeployedDevice) -> DeploymentRecord:
+        records = self._store.deployments(self._federation)
+        return next(record for record in records if record.deployment == part.deployment)
 
     def _lay_at_broker(self) -> list[BlobRef]:
         """Exactly what somebody may want lies there. What is new is remembered before: a later process clears it."""
@@ -143,3 +169,8 @@ class StandingDeployments:
 def _given(record: DeploymentRecord, part: DeployedDevice) -> list[BlobRef]:
     """What a device was offered."""
     return [] if part.undone else [file.blob for file in record.model(part.model).files]
+
+
+def _offer(part: DeployedDevice) -> tuple[str, str, bool]:
+    """What tells two words to a device apart."""
+    return part.deployment, part.model, part.undone

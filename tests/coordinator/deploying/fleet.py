@@ -57,10 +57,10 @@ class Fleet:
             prepared = prepare_deployment(site, release, Wishes(**wishes))
             return deploy(site, prepared, listener=listener)
 
-    def roll_back(self, *devices):
+    def roll_back(self, *devices, version=None):
         with self.site() as site:
             site.settle()
-            return roll_back(site, devices, listener=ignore)
+            return [one.progress for one in roll_back(site, devices, version=version, listener=ignore)]
 
     def finish_run(self, run, *, seed):
         finish_run(self.results, self.federation, run, seed=seed, at=float(seed))

@@ -9,7 +9,6 @@ import hashlib
 import queue
 import threading
 import time
-from collections import defaultdict
 from typing import Literal
 
 from reft_edge.bundle.container import decompress
@@ -19,9 +18,9 @@ from reft_edge.wire.signing import SigningKey, seal, unseal
 from reft_edge.wire.transfer import Courier, Fetched
 from tests.coordinator.device import profile
 
-Behaviour = Literal["good", "refuses", "fails", "silent", "dies", "too_slow", "errs"]
+Behaviour = Literal["good", "refuses", "fails", "silent", "dies", "too_slow"]
 """`silent`: never says a word about a deployment. `dies`: is offline as soon as it is asked. `too_slow`: refuses all
-models but `small`. `errs`: counts errors of what it serves."""
+models but `small`."""
 
 HEALTH = {"latency_p50_s": 0.001, "latency_p95_s": 0.002, "latency_p99_s": 0.003, "peak_memory_bytes": 10**7}
 
@@ -40,7 +39,7 @@ class ServingDevice:
         self._key = None if identity is None else SigningKey.from_pem(identity.key_pem)
         self._attempt: deployment.Attempt | None = None
         self._deploy: deployment.Deploy | None = None
-        self._errors: defaultdict[str, int] = defaultdict(int)
+        self._errors = 0
         self._blobs = BlobStore(directory / name)
         self._wanted: set[str] = set()
         self._events: queue.SimpleQueue[mqtt.Event | None] = queue.SimpleQueue()
@@ -73,6 +72,11 @@ class ServingDevice:
         self._thread.join()
         self._say("status", messages.Status(online=False), signed=False)
         self._link.stop()
+
+    def err(self) -> None:
+        """Tell of three requests that what it serves could not answer. From any thread."""
+        self._errors = 3
+        self._tell()
 
     def _run(self) -> None:
         while True:
@@ -162,7 +166,6 @@ class ServingDevice:
             precision=precision,
             sha256=hashlib.sha256(content[precision]).hexdigest(),
         )
-        self._errors[deploy.version] = 3 if self._behaviour == "errs" else 0
         health = tuple(
             deployment.Health(precision=one, metric=0.9, metric_before=0.8, holdout_samples=10, **HEALTH)
             for one in content
@@ -185,9 +188,7 @@ class ServingDevice:
             )
         counts = None
         if self.serving is not None:
-            counts = deployment.PredictionCounts(
-                version=self.serving.version, errors=self._errors[self.serving.version]
-            )
+            counts = deployment.PredictionCounts(version=self.serving.version, errors=self._errors)
         condition = deployment.Condition(
             serving=self.serving, previous=self.previous, attempt=self._attempt, counts=counts
         )

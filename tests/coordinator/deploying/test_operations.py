@@ -49,13 +49,13 @@ def test_a_version_that_its_canary_does_not_serve_goes_no_further(fleet, behavio
     assert all(device.serving is None for device in fleet.devices.values())
 
 
-def test_errors_that_a_canary_counts_while_it_serves_undo_it(fleet):
-    fleet.device("a", "errs")
-    fleet.configure(soak_s=0.2)
-    fleet.finish_run("run-2", seed=2)
-    outcome = fleet.deploy("run-2")
+def test_errors_that_a_canary_counts_while_it_is_watched_undo_it(fleet):
+    canary = fleet.device("a")
+    fleet.configure(soak_s=20)
+    outcome = fleet.deploy("run-1", lambda progress: progress.record.state == "soaking" and canary.err())
     assert outcome.record.state == "rolled_back"
-    assert "3 errors" in outcome.record.reason
+    assert "a: it counted 3 errors while it served it" in outcome.record.reason
+    assert states(outcome) == {"a": "rolled_back"}
     assert fleet.devices["a"].serving is None
 
 
@@ -92,6 +92,27 @@ def test_one_device_goes_back_and_the_others_serve_on(fleet):
     assert fleet.devices["b"].serving is None
     with fleet.site() as site:
         assert site.store.latest_deployment(fleet.federation).state == "done"
+
+
+def test_an_operator_goes_back_from_what_is_served_by_its_name(fleet):
+    for name in "ab":
+        fleet.device(name)
+    for number in (1, 2, 3):
+        fleet.finish_run(f"run-{number + 1}", seed=number + 1)
+        fleet.deploy(f"run-{number}")
+    fleet.roll_back()
+    (again,) = fleet.roll_back()
+    assert (again.record.version, again.changed) == ("run-3", ())
+    assert {device.serving.version for device in fleet.devices.values()} == {"run-2"}
+    (outcome,) = fleet.roll_back("a", version="run-2")
+    assert (outcome.record.state, states(outcome)) == ("done", {"a": "rolled_back"})
+    (outcome,) = fleet.roll_back(version="run-2")
+    assert outcome.record.state == "rolled_back"
+    assert all(device.serving is None for device in fleet.devices.values())
+    with pytest.raises(ConfigError, match="no device goes by version 'run-3'; did you mean 'run-1'"):
+        fleet.roll_back(version="run-3")
+    with pytest.raises(ConfigError, match="device 'c' does not go by version 'run-1'"):
+        fleet.roll_back("c", version="run-1")
 
 
 def test_what_everybody_serves_is_not_asked_for_again(fleet):

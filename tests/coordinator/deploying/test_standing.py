@@ -54,7 +54,7 @@ def test_a_monitor_serves_what_is_too_large_for_the_broker_and_notes_who_came(as
         back = fleet.device("away")
 
         def has_come():
-            part = site.store.last_part(fleet.federation, "away")
+            part = site.store.standing_part(fleet.federation, "away")
             return part.state == "serving" and any("away serves" in line for line in lines)
 
         Monitor(site, tell=lines.append).watch(stop=has_come)
@@ -64,6 +64,44 @@ def test_a_monitor_serves_what_is_too_large_for_the_broker_and_notes_who_came(as
         assert store.seeded() == []
     assert back.serving.version == "run-1"
     assert "away serves version run-1, global int8" in lines
+
+
+def watch_until_served(fleet, deployment):
+    """Let a monitor be at work until `away` has come for a deployment."""
+    with fleet.site() as site:
+
+        def has_come():
+            part = site.store.standing_part(fleet.federation, "away")
+            return part is not None and (part.deployment, part.state) == (deployment, "serving")
+
+        Monitor(site, tell=ignore).watch(stop=has_come)
+
+
+def test_who_missed_a_version_and_one_that_was_undone_after_it_is_given_the_first(asked_while_away):
+    fleet = asked_while_away
+    fleet.finish_run("run-2", seed=2)
+    first = fleet.deployment().deployment
+    assert states(fleet.deploy("run-2")) == {"away": "away", "here": "serving"}
+    second = fleet.deployment().deployment
+    fleet.roll_back()
+    assert fleet.devices["here"].serving.version == "run-1"
+    back = fleet.device("away")
+    watch_until_served(fleet, first)
+    words = list(dict.fromkeys((type(message), message.deployment) for message in reversed(back.heard)))
+    assert words[:2] == [(Deploy, first), (Rollback, second)]
+    assert back.serving.version == "run-1"
+    with fleet.site() as site:
+        site.settle()
+        release = release_run(site.store, site.blobs, "run-1", site.settings.model)
+        assert not prepare_deployment(site, release, Wishes()).plan.is_needed
+
+
+def test_who_was_away_and_finds_it_too_slow_is_offered_the_next_smaller(asked_while_away):
+    fleet = asked_while_away
+    back = fleet.device("away", "too_slow")
+    watch_until_served(fleet, fleet.deployment().deployment)
+    assert list(dict.fromkeys(message.model for message in back.heard)) == ["global", "small"]
+    assert back.serving.model == "small"
 
 
 def test_who_was_away_when_it_was_undone_goes_back_when_it_returns(asked_while_away):

@@ -74,19 +74,43 @@ def test_a_new_deployment_ends_those_before_it(store):
     assert "v-d3 was deployed instead" in store.deployments("birds")[1].reason
 
 
-def test_a_devices_last_part_is_that_of_the_last_deployment_that_asked_it(store):
+def test_a_device_goes_by_the_last_deployment_that_asked_it(store):
     store.begin_deployment(record("d1", at=1.0, letter="a"), [part("d1", name, asked_at=1.0) for name in "abc"])
     store.begin_deployment(record("d2", at=2.0, letter="b"), [part("d2", "b", asked_at=2.0), part("d2", "c")])
-    assert [(one.device, one.deployment) for one in store.last_parts("birds")] == [
+    assert [(one.device, one.deployment) for one in store.standing_parts("birds")] == [
         ("a", "d1"),
         ("b", "d2"),
         ("c", "d1"),
     ]
-    assert store.last_part("birds", "b").deployment == "d2"
-    assert store.last_part("birds", "z") is None
+    assert store.standing_part("birds", "b").deployment == "d2"
+    assert store.standing_part("birds", "z") is None
     assert kept_blobs(store, "birds") == {"a" * 64, "b" * 64}
     store.save_deployed_device(part("d2", "b", asked_at=2.0, undone=True))
     assert kept_blobs(store, "birds") == {"a" * 64}
+
+
+def test_who_has_gone_back_goes_by_the_deployment_before(store):
+    for place, letter in enumerate("abc", start=1):
+        asked = part(f"d{place}", "x", asked_at=float(place), state="serving")
+        store.begin_deployment(record(f"d{place}", at=float(place), letter=letter), [asked])
+    undone = part("d3", "x", asked_at=3.0, undone=True, state="away")
+    store.save_deployed_device(undone)
+    assert store.standing_part("birds", "x") == undone  # it has not heard of it
+    assert [one.deployment for one in store.parts_before("birds")] == ["d2"]
+    store.save_deployed_device(part("d3", "x", asked_at=3.0, undone=True, state="rolled_back"))
+    assert store.standing_part("birds", "x").deployment == "d2"
+    assert [one.deployment for one in store.parts_before("birds")] == ["d1"]
+
+
+def test_files_stay_that_a_device_has_not_taken_and_may_still_be_given(store):
+    store.begin_deployment(record("d1", at=1.0, letter="a"), [part("d1", "x", asked_at=1.0, state="away")])
+    store.begin_deployment(record("d2", at=2.0, letter="b"), [part("d2", "x", asked_at=2.0, state="away")])
+    assert kept_blobs(store, "birds") == {"a" * 64, "b" * 64}
+    store.save_deployed_device(part("d2", "x", asked_at=2.0, undone=True, state="rolled_back"))
+    assert kept_blobs(store, "birds") == {"a" * 64}
+    store.save_deployed_device(part("d1", "x", asked_at=1.0, state="serving"))
+    store.begin_deployment(record("d3", at=3.0, letter="c"), [part("d3", "x", asked_at=3.0)])
+    assert kept_blobs(store, "birds") == {"c" * 64}  # what it serves lies on it
 
 
 def test_of_conditions_and_presence_the_last_is_kept(store):
