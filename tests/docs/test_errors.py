@@ -133,7 +133,7 @@ CLUMSY: dict[str, tuple[int, str, Setup]] = {
     "a missing key": (2, COORDINATOR, edit(FEDERATION, 'name = "model:build"', "")),
     "text for a number": (2, COORDINATOR, edit(FEDERATION, "rounds = 5", 'rounds = "five"')),
     "beyond its bounds": (2, COORDINATOR, edit(FEDERATION, "quorum = 0.6", "quorum = 60")),
-    "a word that is none": (2, COORDINATOR, edit(FEDERATION, "local_epochs = 3", 'schedule = "cosin"')),
+    "a word that is none": (2, COORDINATOR, edit(FEDERATION, "local_epochs = 8", 'schedule = "cosin"')),
     "a name with a space": (2, COORDINATOR, edit(FEDERATION, 'federation = "presses"', 'federation = "my presses"')),
     "outputs and classes": (2, COORDINATOR, edit(FEDERATION, "input_shape", "n_outputs = 2\ninput_shape")),
     "a policy": (2, COORDINATOR, edit(FEDERATION, "[data]", '[planning]\npolicy = "fastest"\n[data]')),
