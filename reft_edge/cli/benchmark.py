@@ -30,6 +30,7 @@ import msgspec
 from reft_edge.agent.settings import AgentSettings
 from reft_edge.cli.run_arguments import at_least_one
 from reft_edge.data.settings import DataSettings
+from reft_edge.errors import ConfigError
 from reft_edge.profiling.load import NOTABLE_SHARE
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     models: Sequence[Path] = args.models or [Path("agent.toml")]
+    if missing := [model for model in models if not model.exists()]:
+        raise ConfigError(f"{missing[0]}: no such file; name an agent.toml, an agent's spool or an .onnx file")
     figures: list[ModelFigures] = []
     for model in models:
         if len(models) == 1:

@@ -101,6 +101,12 @@ def test_a_broken_file_among_others_is_named_and_the_others_are_predicted(folder
     assert [each["file"] for each in failed] == ["all/07.png", "empty", "away.png", "wrong.npz"]
 
 
+def test_a_model_among_the_files_is_told_where_it_belongs(folder, capsys):
+    lines, errors = predict(capsys, "birds.onnx", draw(folder / "b.png"), "--model", "birds.onnx", code=3)
+    assert len(lines) == 1
+    assert errors[0] == "reft-edge predict: birds.onnx is no file to predict; a model is named with --model"
+
+
 def test_pictures_for_a_model_of_numbers_and_fractions_for_one_of_indices_are_explained(folder, capsys):
     (folder / "sensor.onnx").write_bytes(linear_onnx([0, 1], shape=(6,)))
     _, errors = predict(capsys, draw(folder / "b.png"), "--model", "sensor.onnx", code=3)

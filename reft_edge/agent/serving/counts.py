@@ -28,7 +28,7 @@ import msgspec
 from msgspec import Meta
 
 from reft_edge.agent.spool import locked, write_atomically
-from reft_edge.errors import ResourceError, one_line
+from reft_edge.errors import ResourceError
 from reft_edge.wire.deployment import CONFIDENCE_BINS, MAX_COUNTED_CLASSES, PredictionCounts
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class CountsFile(msgspec.Struct, kw_only=True):
     """Deployments in the order in which they last predicted."""
 
     deployments: dict[str, DeploymentCounts] = {}
-    folded: tuple[str, ...] = ()
+    folded: tuple[Annotated[str, Meta(pattern=r"^[0-9]+-[0-9]+\.json$")], ...] = ()
     """In `ended.json`: names of files that it holds the counts of already, and that are still to be removed."""
 
     def of(self, deployment: str) -> DeploymentCounts:
@@ -116,7 +116,6 @@ class CountsWriter:
         self._folder = folder
         self._errors_only = errors_only
         self._write_every_s = write_every_s
-        self._path = folder / f"{os.getpid()}-{time.time_ns()}.json"  # a name that no file has had
         self._counts = CountsFile()
         self._changed = threading.Condition()
         self._is_changed = False
@@ -170,6 +169,7 @@ class CountsWriter:
             self._thread.start()
 
     def _write_now_and_then(self) -> None:
+        path = self._folder / f"{os.getpid()}-{time.time_ns()}.json"  # a name that no file has had
         self._prepare()
         is_last = False
         while not is_last:
@@ -180,7 +180,7 @@ class CountsWriter:
                 data = msgspec.json.encode(self._counts) if self._is_changed else None
                 self._is_changed = self._is_urgent = False
             if data is not None:
-                self._write(data)
+                self._write(path, data)
 
     def _prepare(self) -> None:
         try:
@@ -189,16 +189,16 @@ class CountsWriter:
         except (OSError, ResourceError) as exc:
             self._tell(exc)
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, path: Path, data: bytes) -> None:
         """Replace the file; the new one is locked before it can be seen."""
-        partial = self._path.with_suffix(_PARTIAL)
+        partial = path.with_suffix(_PARTIAL)
         try:
             descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
                 with open(descriptor, "wb", closefd=False) as file:
                     file.write(data)
-                partial.replace(self._path)
+                partial.replace(path)
             except OSError:
                 os.close(descriptor)
                 partial.unlink(missing_ok=True)
@@ -243,7 +243,10 @@ def fold_ended(folder: Path) -> None:
         _remove(folder, ended.folded)  # what a kill has left
         names = [path.name for path in _files(folder) if _has_ended(path)]
         for name in names:
-            found = _read(folder / name) or CountsFile()
+            found = _read(folder / name)
+            if found is None:
+                logger.warning("%s is of no use and is removed", folder / name)
+                continue
             for deployment, counts in found.deployments.items():
                 ended.of(deployment).add(counts)
         if not names:
@@ -307,10 +310,7 @@ def _read(path: Path) -> CountsFile | None:
         if path.stat().st_size > MAX_FILE_BYTES:
             return None
         return msgspec.json.decode(path.read_bytes(), type=CountsFile)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-        logger.warning("%s is of no use and is ignored: %s", path, one_line(str(exc)))
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 

@@ -107,7 +107,7 @@ class Predictor:
         self.refresh()
         served = self._served
         if served is None:
-            raise NothingServedError(self._told or f"{self._place.path} serves no model yet; {_ADVICE}")
+            raise NothingServedError(self._told or self._why_nothing())
         return served
 
     def refresh(self) -> None:
@@ -129,6 +129,12 @@ class Predictor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _why_nothing(self) -> str:
+        obstacle = None if self._place.slots is None else self._place.slots.obstacle()
+        if obstacle is not None:
+            return f"{obstacle}; be the user that the agent runs as"
+        return f"{self._place.path} serves no model yet; {_ADVICE}"
 
     def _is_stale(self, slots: Slots) -> bool:
         return slots.stamp() != self._stamp or 0 < self._retry_at <= time.monotonic()
@@ -172,11 +178,12 @@ class Predictor:
 
     def _tell(self, chosen: InstalledModel | None, problem: Exception | None) -> None:
         """Once, and again when it is another one."""
-        text = "" if problem is None else f"{self._place.path}: {problem}"
+        what = f"{problem.filename} cannot be read: {problem.strerror}" if isinstance(problem, OSError) else problem
+        text = "" if problem is None else f"{self._place.path}: {what}"
         if text and text != self._told:
             goes_on = "nothing is served" if self._served is None else f"{self._served.version} is served"
             logger.warning("%s; %s", text, goes_on)
-            if chosen is not None and self._counts is not None:
+            if chosen is not None and self._counts is not None and not isinstance(problem, OSError):
                 self._counts.add_error(chosen.slot.deployment)
         self._told = text
 
@@ -201,7 +208,11 @@ _ADVICE = "deploy one (reft-edge deploy), or name an .onnx file"
 
 def _find(source: Path) -> _Place:
     if source.is_dir():
-        if not any((source / name).exists() for name in (SERVING, "state.json", "blobs")):
+        try:
+            names = {path.name for path in source.iterdir()}
+        except OSError as exc:
+            raise ConfigError(f"{source} cannot be read: {exc.strerror}; be the user that the agent runs as") from exc
+        if not names & {SERVING, "state.json", "blobs"}:
             raise ConfigError(f"{source} is no agent's spool; name an agent.toml, a spool or an .onnx file")
         return _Place(path=source, slots=Slots(source / SERVING))
     if source.suffix == ".toml":

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from reft_edge.types import Array
 
 TABLES = (".npz", ".csv")
+MODELS = (".onnx", ".toml")
+"""Which some would predict with, and name beside the files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +113,8 @@ def _read_pictures(
 
 
 def _read_picture(file: Path, onnx: OnnxModel) -> Array:
+    if file.suffix in MODELS:
+        raise DataError(f"{file} is no file to predict; a model is named with --model")
     if file.is_dir():
         raise DataError(f"{file}: the folder has no pictures")
     if not file.exists():

@@ -131,6 +131,18 @@ class Slots:
             return None
         return (found.st_ino, found.st_mtime_ns)
 
+    def obstacle(self) -> str | None:
+        """What here this process may not read, and why, for who finds nothing; None: it may read all that there is."""
+        places = [folder / name for folder in (self.root / each for each in _NAMES) for name in (_DESCRIPTION, MODEL)]
+        for path in (self.root / _CHOICE, *places):
+            try:
+                path.open("rb").close()
+            except FileNotFoundError:
+                continue
+            except OSError as exc:
+                return f"{path} cannot be read: {exc.strerror or exc}"
+        return None
+
     def install(self, slot: Slot, source: bytes | Path) -> None:
         """Put a model into the slot that does not serve, in place of what lay there. It is not served yet.
 
@@ -222,8 +234,8 @@ class Slots:
         choice = _load(self.root / _CHOICE, _Choice)
         if choice is not None:
             return choice
-        if not (self.root / _CHOICE).exists():
-            return _Choice()  # nothing was ever installed
+        if self.stamp() is None:
+            return _Choice()  # nothing was ever installed, or it is out of our reach
         whole = [name for name in _NAMES if self._read(name) is not None]
         latest = sorted(whole, key=lambda name: _changed_at(self.root / name / _DESCRIPTION))[-1:]
         return _Choice(slot=latest[0] if latest else None)

@@ -255,7 +255,13 @@ def test_files_that_are_no_counts_are_ignored(tmp_path, caplog):
     found = counts_of(tmp_path)
     assert found is not None
     assert found.predictions == 1
-    assert "is of no use and is ignored" in caplog.text
+    assert caplog.text == ""  # the daemon reads them every minute
+    (tmp_path / "ended.json").write_text('{"deployments": {}, "folded": ["../kept.json"]}')
+    (tmp_path.parent / "kept.json").write_text("")
+    fold_ended(tmp_path)
+    assert caplog.text.count("is of no use and is removed") == 3
+    assert files(tmp_path) == ["ended.json"]
+    assert (tmp_path.parent / "kept.json").exists()
 
 
 def test_where_nothing_can_be_written_predicting_goes_on_and_it_is_said_once(tmp_path, caplog):

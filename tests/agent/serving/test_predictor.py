@@ -289,6 +289,17 @@ def test_what_is_no_source_is_one_line(tmp_path):
             Predictor(source)
 
 
+@pytest.mark.parametrize("name", ["serving", "serving/current.json", "serving/a"])
+def test_what_this_process_may_not_read_is_not_taken_for_nothing(tmp_path, spool, name):
+    serve(spool, "v1", numbered(1))
+    path = spool / name
+    path.rename(tmp_path / "away")
+    path.symlink_to(path.name)  # a circle cannot be read by root either
+    predictor = Predictor(write_agent_toml(tmp_path))
+    with pytest.raises(NothingServedError, match=r"cannot be read: .*; be the user that the agent runs as$"):
+        predictor.predict(ONE)
+
+
 def errors_of(spool: Path, version: str) -> int:
     found = read_counts(spool / "serving" / "counts", f"roll-out-of-{version}", version)
     return 0 if found is None else found.errors
