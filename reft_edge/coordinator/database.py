@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, Table, create_engine, event
+from sqlalchemy import Connection, Table, create_engine, event, inspect
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.schema import CreateColumn
 
 from reft_edge.coordinator import tables
 from reft_edge.errors import FederationError, ResourceError
@@ -60,15 +61,23 @@ class Database:
 
     def _prepare(self) -> None:
         with self._transaction() as connection:
-            version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-            if version == tables.SCHEMA or (version == 0 and self._lock is None):
+            if self._is_ready(connection):
                 return
-            if version not in (0, *tables.EXTENDED_SCHEMAS):
-                raise FederationError(
-                    f"the store has schema {version}, this reft-edge reads {tables.SCHEMA}; change [output]"
-                )
-            tables.schema.create_all(connection)
-            connection.exec_driver_sql(f"PRAGMA user_version = {tables.SCHEMA}")
+        with self._transaction() as connection:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")  # of two that find an older store, one extends it
+            if not self._is_ready(connection):
+                tables.schema.create_all(connection)
+                _add_columns(connection)
+                connection.exec_driver_sql(f"PRAGMA user_version = {tables.SCHEMA}")
+
+    def _is_ready(self, connection: Connection) -> bool:
+        """Raises `FederationError` for a store that cannot be extended."""
+        version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+        if version not in (0, *tables.EXTENDED_SCHEMAS, tables.SCHEMA):
+            raise FederationError(
+                f"the store has schema {version}, this reft-edge reads {tables.SCHEMA}; change [output]"
+            )
+        return version == tables.SCHEMA or (version == 0 and self._lock is None)
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
@@ -121,6 +130,16 @@ def upsert(connection: Connection, table: Table, values: dict[str, Any]) -> None
     keys = [column.name for column in table.primary_key]
     changed = {name: statement.excluded[name] for name in values if name not in keys}
     connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed))
+
+
+def _add_columns(connection: Connection) -> None:
+    """Those that tables of an older store do not have."""
+    for table in tables.schema.sorted_tables:
+        there = {column["name"] for column in inspect(connection).get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in there:
+                definition = CreateColumn(column).compile(dialect=connection.dialect)
+                connection.exec_driver_sql(f"ALTER TABLE {table.name} ADD COLUMN {definition}")
 
 
 def _lock(directory: Path, holder: Holder) -> IO[str]:

@@ -11,6 +11,7 @@ kept. Nothing here is specific to federated learning.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -63,6 +64,7 @@ class ExportedFile:
 
     path: Path
     size_bytes: int
+    sha256: str
     metrics: Metrics | None
 
 
@@ -101,7 +103,9 @@ def export_model(
     def finished(file: Path) -> ExportedFile:
         metrics = _measured(file, test)
         write_metadata(file, describe(origin, manifest, pictures=pictures, metrics=metrics))
-        return ExportedFile(path=file, size_bytes=file.stat().st_size, metrics=metrics)
+        with file.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        return ExportedFile(path=file, size_bytes=file.stat().st_size, sha256=digest, metrics=metrics)
 
     float32 = finished(path)
     if calibration is None or len(calibration) == 0:

@@ -116,4 +116,4 @@ def _record(name: str, file: ExportedFile, variant: CompiledVariant) -> ExportRe
     if file.metrics is not None:
         measured = {"accuracy": file.metrics.accuracy, "mse": file.metrics.mse, "loss": file.metrics.loss}
         values |= {key: value for key, value in measured.items() if value is not None}
-    return ExportRecord(name=name, path=str(file.path), values=values)
+    return ExportRecord(name=name, path=str(file.path), sha256=file.sha256, values=values)

@@ -250,6 +250,8 @@ class ExportRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     path: str
+    sha256: str = ""
+    """Of the file; empty where it was exported before this was kept."""
     values: dict[str, float] = {}
 
 

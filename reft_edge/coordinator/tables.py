@@ -24,11 +24,11 @@ from reft_edge.wire.messages import (
     WeightsRef,
 )
 
-SCHEMA = 4
+SCHEMA = 5
 """Written to SQLite's `user_version`."""
 
-EXTENDED_SCHEMAS = (3,)
-"""Older ones whose tables are as they were: what this one adds is created beside them."""
+EXTENDED_SCHEMAS = (3, 4)
+"""Older ones whose tables and columns are as they were: what this one adds is created beside them."""
 
 
 class Json(TypeDecorator[Any]):
@@ -174,6 +174,7 @@ exports = Table(
     Column("run", String, primary_key=True),
     Column("name", String, primary_key=True),
     Column("path", Text, nullable=False),
+    Column("sha256", String, nullable=False, server_default=""),
     Column("values", Json(dict[str, float]), nullable=False),
     ForeignKeyConstraint(["run"], ["runs.run"]),
 )

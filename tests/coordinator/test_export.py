@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 
@@ -65,6 +66,7 @@ def test_both_files_stand_alone_and_score_what_they_claim(trained, tmp_path, cap
     assert made.int8.size_bytes < 0.4 * made.float32.size_bytes
     for file in (made.float32, made.int8):
         assert file.size_bytes == file.path.stat().st_size
+        assert file.sha256 == hashlib.sha256(file.path.read_bytes()).hexdigest()
         session = ort.InferenceSession(file.path, providers=["CPUExecutionProvider"])
         (outputs,) = session.run(None, {"inputs": digits.test.inputs[:3]})
         assert outputs.shape == (3, 10)

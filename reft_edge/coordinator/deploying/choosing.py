@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from reft_edge.bundle.manifest import Cost
-from reft_edge.bundle.memory import SESSION_BYTES
+from reft_edge.bundle.memory import PREDICTION_FACTOR, SESSION_BYTES
 from reft_edge.coordinator.records import ReleasedModel
 from reft_edge.coordinator.timing import Timing
 from reft_edge.errors import ConfigError
@@ -113,8 +113,13 @@ def predicted_latency_s(candidate: Candidate, profile: DeviceProfile | None) -> 
 
 def predicted_memory_bytes(candidate: Candidate, profile: DeviceProfile) -> float:
     """Upper bound for a process that serves it, a sample at a time."""
-    activations = 0 if candidate.cost is None else candidate.cost.memory_per_sample_bytes
+    activations = 0.0 if candidate.cost is None else _activation_bytes(candidate.cost)
     return profile.planning_base_bytes + SESSION_BYTES + FILE_COPIES * candidate.size_bytes + activations
+
+
+def _activation_bytes(cost: Cost) -> float:
+    """Of one sample; where they were not counted, no more than a training step's."""
+    return PREDICTION_FACTOR * cost.prediction_bytes_per_sample or cost.memory_per_sample_bytes
 
 
 def _trained(candidates: Sequence[Candidate], facts: Facts) -> tuple[str, str]:

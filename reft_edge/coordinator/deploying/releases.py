@@ -163,7 +163,7 @@ def _read_export(record: ExportRecord, run: str, blobs: BlobStore) -> _ReadFile:
         raise ModelError(f"{path} cannot be read: {exc.strerror or exc}; {again}") from exc
     metric = record.values.get("accuracy", record.values.get("mse"))
     precision = "int8" if record.name.endswith(INT8_SUFFIX) else "float32"
-    if len(data) != record.values.get("size_bytes", len(data)):
+    if _was_changed(data, record):
         raise ModelError(
             f"{path} was changed after run {run} had exported it; {again}, or give it with --file and --as"
         )
@@ -171,6 +171,13 @@ def _read_export(record: ExportRecord, run: str, blobs: BlobStore) -> _ReadFile:
     if read.facts.run not in ("", run):
         raise ModelError(f"{path} is a file of run {read.facts.run} and not of {run}; {again}")
     return read
+
+
+def _was_changed(data: bytes, record: ExportRecord) -> bool:
+    """Of a run from before hashes were kept, as far as its size shows it."""
+    if record.sha256:
+        return hashlib.sha256(data).hexdigest() != record.sha256
+    return len(data) != record.values.get("size_bytes", len(data))
 
 
 def _put(data: bytes, precision: str, blobs: BlobStore, *, called: str, metric: float | None = None) -> _ReadFile:

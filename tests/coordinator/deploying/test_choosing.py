@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from reft_edge.bundle.manifest import Cost
+from reft_edge.bundle.memory import PREDICTION_FACTOR
 from reft_edge.coordinator.deploying.choosing import (
     Candidate,
     Facts,
@@ -69,6 +73,18 @@ def test_a_device_that_trained_nothing_gets_the_largest_that_fits_its_memory():
     assert choice(mib=(need - 1) / MIB).model == "variant-0.5"
     assert choice(mib=1).why == "the smallest; none should fit its memory"
     assert choice(known=False).model == "global"
+
+
+def test_memory_is_that_of_predicting_where_it_was_counted():
+    plain = candidate("global", mib=1, macs=1)
+    without = predicted_memory_bytes(plain, board())
+
+    def added(**counted):
+        cost = msgspec.structs.replace(plain.cost, **counted)
+        return predicted_memory_bytes(dataclasses.replace(plain, cost=cost), board()) - without
+
+    assert added(memory_per_sample_bytes=8 * MIB) == 8 * MIB
+    assert added(memory_per_sample_bytes=8 * MIB, prediction_bytes_per_sample=MIB) == PREDICTION_FACTOR * MIB
 
 
 def test_with_a_goal_it_is_the_best_that_is_predicted_to_meet_it():

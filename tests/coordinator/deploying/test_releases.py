@@ -6,6 +6,7 @@ import hashlib
 import logging
 from contextlib import closing
 
+import msgspec
 import pytest
 
 from reft_edge.bundle.container import decompress
@@ -76,6 +77,21 @@ def test_files_that_are_gone_or_were_changed_are_named(store, blobs, results):
     path.write_bytes(other)
     with pytest.raises(ModelError, match="is a file of run 20260301-bb"):
         release_run(store, blobs, "20260301-aa", MODEL)
+
+
+def test_a_file_that_was_changed_and_kept_its_size_is_noticed_where_its_hash_is_known(store, blobs, results):
+    path = results / "20260301-aa/models/global.onnx"
+    (record,) = [one for one in store.exports("20260301-aa") if one.name == "global"]
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    store.save_export("20260301-aa", msgspec.structs.replace(record, sha256=digest))
+    assert len(release_run(store, blobs, "20260301-aa", MODEL).models) == 2
+    other = model_bytes(99, run="20260301-aa", input_shape="[6]")
+    assert len(other) == record.values["size_bytes"]
+    path.write_bytes(other)
+    with pytest.raises(ModelError, match=r"global.onnx was changed after run 20260301-aa"):
+        release_run(store, blobs, "20260301-aa", MODEL)
+    store.save_export("20260301-aa", msgspec.structs.replace(record, sha256=""))  # as older runs are stored
+    assert len(release_run(store, blobs, "20260301-aa", MODEL).models) == 2
 
 
 def test_a_file_of_ones_own_is_a_version_with_one_model(blobs, tmp_path):

@@ -13,8 +13,10 @@ from reft_edge.coordinator.records import (
     ConditionRecord,
     DeployedDevice,
     DeploymentRecord,
+    ExportRecord,
     PresenceRecord,
     ReleasedModel,
+    RunRecord,
 )
 from reft_edge.coordinator.store import Store
 from reft_edge.wire.deployment import Condition, Health, HealthRules, ModelFile, Vitals
@@ -131,12 +133,18 @@ def test_what_was_seeded_is_known_until_it_is_cleared(store):
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_store_from_before_there_were_deployments_is_extended(tmp_path, shared):
+@pytest.mark.parametrize("schema", tables.EXTENDED_SCHEMAS)
+def test_an_older_store_is_extended_and_keeps_what_it_holds(tmp_path, schema, shared):
+    with closing(Store(tmp_path)) as old:
+        old.create_run(RunRecord(run="run-1", federation="birds", settings_digest="", created_at=1.0))
+        old.save_export("run-1", ExportRecord(name="global", path="global.onnx", values={"accuracy": 0.5}))
     with closing(Store(tmp_path)) as old, old._transaction() as connection:
-        for table in ("deployed_devices", "deployments", "conditions", "presence", "seeded"):
+        for table in ("deployed_devices", "deployments", "conditions", "presence", "seeded") if schema == 3 else ():
             connection.exec_driver_sql(f"DROP TABLE {table}")
-        connection.exec_driver_sql("PRAGMA user_version = 3")
+        connection.exec_driver_sql("ALTER TABLE exports DROP COLUMN sha256")
+        connection.exec_driver_sql(f"PRAGMA user_version = {schema}")
     with closing(Store(tmp_path, shared=shared)) as opened:
+        assert opened.exports("run-1") == [ExportRecord(name="global", path="global.onnx", values={"accuracy": 0.5})]
         assert opened.deployments("birds") == []
         opened.begin_deployment(record("d1", at=1.0), [part("d1", "a")])
         with opened._transaction() as connection:
