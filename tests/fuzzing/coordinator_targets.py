@@ -1,13 +1,14 @@
-"""Targets for what devices make the coordinator do: any sequence of their reports, and plans from any profile."""
+"""Targets for what devices make the coordinator do: any sequence of what they say, and plans from any profile."""
 
 from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import msgspec
 import numpy as np
@@ -25,12 +26,22 @@ from reft_edge.coordinator.parts import RunParts
 from reft_edge.coordinator.planning import plan
 from reft_edge.coordinator.policies import POLICIES, Ladder
 from reft_edge.coordinator.prediction import Device, Option, Workload, correct
-from reft_edge.coordinator.records import AssignmentRecord, Prediction, RoundKey, RoundRecord, RunRecord
+from reft_edge.coordinator.records import (
+    AssignmentRecord,
+    DeployedDevice,
+    DeployedState,
+    DeploymentRecord,
+    Prediction,
+    ReleasedModel,
+    RoundKey,
+    RoundRecord,
+    RunRecord,
+)
 from reft_edge.coordinator.rejected import RejectedUpdates
 from reft_edge.coordinator.settings import FederationSettings
 from reft_edge.coordinator.store import Store
 from reft_edge.errors import RemoteProtocolError
-from reft_edge.wire import messages
+from reft_edge.wire import deployment, messages
 from reft_edge.wire.blobs import BlobStore
 from reft_edge.wire.codec_names import Float32, Int8
 from reft_edge.wire.codecs import encode_tensors
@@ -63,10 +74,12 @@ class _Variant:
 
 
 class _Network:
-    """Notes what is pulled; sends nothing."""
+    """Notes what is pulled and said; sends nothing."""
 
     def __init__(self) -> None:
         self.pulled: dict[tuple[str, str], BlobRef] = {}
+        self.told: dict[str, deployment.DeploymentMessage] = {}
+        """Device -> its last word about deployments."""
 
     def pull(self, device: str, blob: BlobRef) -> None:
         self.pulled[device, blob.sha256] = blob
@@ -76,6 +89,18 @@ class _Network:
 
     def acknowledge(self, device: str, sha256: str) -> None:
         """A receipt, which changes nothing here."""
+
+    def send_deployment(self, device: str, message: deployment.DeploymentMessage) -> None:
+        self.told[device] = deployment.decode_deployment(messages.encode(message))
+
+    def serve_models(self, device: str, blobs: Iterable[str]) -> None:
+        """Nobody fetches here."""
+
+    def broadcast_models(self, blobs: Iterable[BlobRef]) -> None:
+        """There is no broker."""
+
+    def clear_broadcast(self, sha256: str, n_blocks: int) -> None:
+        """There is no broker."""
 
 
 class _Collecting:
@@ -129,6 +154,7 @@ class _Collecting:
             else:
                 self._report(collector, key, program, now)
         self._check_end(collector, store, key, now)
+        assert network.told.keys() <= {"pi-1"}  # the other goes by nothing, whatever it says
 
     def _check_end(self, collector: Collector, store: Store, key: RoundKey, now: float) -> None:
         contributions = collector.close(now)
@@ -136,6 +162,8 @@ class _Collecting:
         assert all(each.device in ("pi-1", "pi-2") for each in contributions)
         store.updates(key.run)
         store.devices()
+        store.conditions()
+        assert all(part.state in get_args(DeployedState) for part in store.deployed_devices(key.run))
         store.history(key.run)
         (record,) = store.rounds(key.run)
         store.load_round(record, self._settings.round_rules)
@@ -149,7 +177,27 @@ class _Collecting:
             self._store = Store(self._directory)
         self._n_runs += 1
         assert self._store is not None
+        self._store.begin_deployment(*self._deployment(f"run{self._n_runs}"))
         return self._store
+
+    def _deployment(self, name: str) -> tuple[DeploymentRecord, list[DeployedDevice]]:
+        """One that `pi-1` was asked to take and `pi-2` to undo, and that the stranger is no part of."""
+        file = deployment.ModelFile(blob=self._updates[0], size_bytes=1000, precision="float32")
+        released = [ReleasedModel(name=one, files=(file,), sha256s=("0" * 64,)) for one in ("global", "small")]
+        asked = DeployedDevice(
+            deployment=name, device="pi-1", model="global", smaller="small", wave="rest", state="away", asked_at=1.0
+        )
+        undone = msgspec.structs.replace(asked, device="pi-2", undone=True)
+        record = DeploymentRecord(
+            deployment=name,
+            federation=name,
+            version="v",
+            state="done",
+            started_at=float(self._n_runs),
+            since=1.0,
+            models=tuple(released),
+        )
+        return record, [asked, undone]
 
     def close(self) -> None:
         if self._store is not None:
@@ -166,9 +214,7 @@ class _Collecting:
             learner=nothing,
             network=cast(Any, network),
             fleet=Fleet(store.devices()),
-            standing=StandingDeployments(
-                store=store, network=cast(Any, network), blobs=self._blobs, federation=self._settings.federation
-            ),
+            standing=StandingDeployments(store=store, network=cast(Any, network), blobs=self._blobs, federation=run),
             rejected=RejectedUpdates(self._directory / "rejected", self._settings.rejection),
             listener=_encode_event,
             clock=lambda: 0.0,
@@ -222,7 +268,9 @@ class _Collecting:
             collector.handle(FromDevice(device=device, message=message), now)
 
     def _messages(self, program: Choices, task: str) -> list[tuple[Any, dict[str, Any]]]:
-        kind = program.below(8)
+        kind = program.below(9)
+        if kind == 8:
+            return [(deployment.decode_condition, _fields(_condition(program, f"run{self._n_runs}")))]
         if kind == 0:
             return [(messages.decode_status, _fields(messages.Status(online=bool(program.below(2)))))]
         if kind == 1:
@@ -242,12 +290,36 @@ class _Collecting:
         return [(messages.decode_report, _fields(report))]
 
 
+def _condition(program: Choices, name: str) -> deployment.Condition:
+    """Of a device that serves, tries or has undone this deployment or another."""
+    which, model = program.one_of((name, "other")), program.one_of(("global", "small", "", "none"))
+    serving = deployment.Served(deployment=which, version="v", model=model, precision="int8", sha256="0" * 64)
+    health = deployment.Health(
+        precision="int8", latency_p50_s=0.1, latency_p95_s=0.2, latency_p99_s=0.3, peak_memory_bytes=MIB
+    )
+    attempt = deployment.Attempt(
+        deployment=program.one_of((name, "other")),
+        model=model,
+        state=program.one_of(("fetching", "checking", "serving", "refused", "refused", "failed", "rolled_back")),
+        kind=program.one_of(("", "latency", "memory", "crashed")),
+        reason=program.one_of(("", "90 ms", "\n\x1b[2J", "x" * 2000)),
+        health=(health,),
+    )
+    counts = deployment.PredictionCounts(version="v", predictions=3, errors=1, classes=(1, 2), confidence=(3,))
+    return deployment.Condition(
+        serving=program.one_of((None, serving)),
+        attempt=program.one_of((None, attempt)),
+        counts=program.one_of((None, counts)),
+        vitals=deployment.Vitals(temperature_celsius=40.0),
+    )
+
+
 def _encode_event(event: msgspec.Struct) -> None:
     """What listeners do first: an event that cannot be written would end the coordinator."""
     msgspec.json.encode(event)
 
 
-def _fields(message: messages.Message) -> dict[str, Any]:
+def _fields(message: msgspec.Struct) -> dict[str, Any]:
     fields: dict[str, Any] = msgspec.to_builtins(message)
     return fields
 
