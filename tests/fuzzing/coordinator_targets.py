@@ -292,13 +292,13 @@ class _Collecting:
 
 def _condition(program: Choices, name: str) -> deployment.Condition:
     """Of a device that serves, tries or has undone this deployment or another."""
-    which, model = program.one_of((name, "other")), program.one_of(("global", "small", "", "none"))
+    which, model = program.one_of((name, name, "other")), program.one_of(("global", "global", "small", "", "none"))
     serving = deployment.Served(deployment=which, version="v", model=model, precision="int8", sha256="0" * 64)
     health = deployment.Health(
         precision="int8", latency_p50_s=0.1, latency_p95_s=0.2, latency_p99_s=0.3, peak_memory_bytes=MIB
     )
     attempt = deployment.Attempt(
-        deployment=program.one_of((name, "other")),
+        deployment=program.one_of((name, name, "other")),
         model=model,
         state=program.one_of(("fetching", "checking", "serving", "refused", "refused", "failed", "rolled_back")),
         kind=program.one_of(("", "latency", "memory", "crashed")),
