@@ -20,6 +20,7 @@ import time
 from typing import TYPE_CHECKING
 
 from reft_edge.cli.run_arguments import add_json_argument, add_run_arguments, load_overview, print_json
+from reft_edge.errors import one_line
 
 if TYPE_CHECKING:
     from reft_edge.coordinator.overview import DeviceOverview
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _print(devices: list[DeviceOverview]) -> None:
     from rich.console import Console
+    from rich.text import Text
 
     from reft_edge.coordinator.overview import served_text
     from reft_edge.coordinator.report.figures import seconds_text
@@ -64,7 +66,7 @@ def _print(devices: list[DeviceOverview]) -> None:
             f"{one.counted} of {one.announced}",
             *(() if somebody_serves else times),
             age_text(one.seen_at, time.time()),
-            *((served_text(one.serving),) if somebody_serves else ()),
+            *((Text(one_line(served_text(one.serving))),) if somebody_serves else ()),  # a device's own words
         )
     console = Console()
     console.print(table)

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from reft_edge.cli.run_arguments import add_json_argument, add_run_arguments, load_overview, print_json
+from reft_edge.errors import one_line
 
 if TYPE_CHECKING:
     from reft_edge.coordinator.overview import RunOverview
@@ -43,7 +44,7 @@ def _print(found: RunOverview) -> None:
     if found.run:
         place = f"round {found.round} of {found.rounds}" if found.round else "before the first round"
         print(f"federation {found.federation}, run {found.run}, begun {time_text(found.created_at)}")
-        print(f"{place}: {found.phase}" + (f": {found.reason}" if found.reason else ""))
+        print(one_line(f"{place}: {found.phase}" + (f": {found.reason}" if found.reason else "")))
     else:
         print(f"federation {found.federation}: {found.phase}")
     if found.values:
@@ -52,7 +53,7 @@ def _print(found: RunOverview) -> None:
     _print_served(found)
     for device in found.devices:
         if device.reason:
-            print(f"  {device.device} ({device.state}): {device.reason}")
+            print(one_line(f"  {device.device} ({device.state}): {device.reason}"))
         for reason in device.departs:
             print(f"  {device.device} departs from the others: {reason}")
 
@@ -62,7 +63,7 @@ def _print_served(found: RunOverview) -> None:
     if latest is not None:
         reason = f" ({latest.reason})" if latest.reason else ""
         state = latest.state.replace("_", " ")
-        print(f"deployment {latest.deployment} of {latest.version}: {state}{reason}{_counts(latest.devices)}")
+        print(one_line(f"deployment {latest.deployment} of {latest.version}: {state}{reason}{_counts(latest.devices)}"))
     versions = Counter(device.serving.version for device in found.devices if device.serving is not None)
     if versions:
         print("served now: " + ", ".join(f"{version} by {count}" for version, count in versions.most_common()))

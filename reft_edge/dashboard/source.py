@@ -2,8 +2,8 @@
 
 Reading files makes the dashboard independent of the coordinator: that may be stopped, restarted or begin a new run
 while a page is open. Events are taken in as they come; the store is read only when its files have changed. Memory grows
-with rounds and devices, not with time: of a device's progress in a round, and of distilling, only the last word is
-kept.
+with rounds and devices, not with time: of a device's coming and going and of its progress in a round, of waiting and of
+distilling only the last word is kept.
 """
 
 from __future__ import annotations
@@ -166,14 +166,22 @@ class _Events:
         self.n_figures += not isinstance(event, DeviceProgress | DeviceSeen | Distilling | Waiting)
         self._serial += 1
         self._kept[self._serial] = event
-        key: object = None
-        if isinstance(event, DeviceProgress) and event.state not in ("failed", "refused"):
-            key = event.device
-        elif isinstance(event, Distilling):
-            key = Distilling
+        key = _repeats(event)
         if key is not None:
             self._kept.pop(self._last_word.get(key, 0), None)
             self._last_word[key] = self._serial
 
     def kept(self) -> list[Event]:
         return list(self._kept.values())
+
+
+def _repeats(event: Event) -> tuple[object, ...] | None:
+    """What it has in common with earlier ones that it makes pointless; None where each counts."""
+    match event:
+        case DeviceProgress() if event.state not in ("failed", "refused"):
+            return DeviceProgress, event.device
+        case DeviceSeen():  # with its profile is what a report looks for
+            return DeviceSeen, event.device, bool(event.profile)
+        case Distilling() | Waiting():
+            return (type(event),)
+    return None

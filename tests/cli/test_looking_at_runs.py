@@ -15,10 +15,12 @@ from reft_edge.cli.main import main
 from reft_edge.coordinator import events
 from reft_edge.coordinator.database import is_at_work
 from reft_edge.coordinator.event_log import EventLog, follow_log
+from reft_edge.coordinator.records import ConditionRecord
 from reft_edge.coordinator.store import Store
 from reft_edge.errors import FederationError
-from tests.written_deployment import write_rollout
-from tests.written_run import FINISHED, RUN, SETTINGS, told, write_run
+from reft_edge.wire.deployment import Condition
+from tests.written_deployment import served, write_rollout
+from tests.written_run import FINISHED, RUN, SETTINGS, tell_on, told, write_run
 
 
 @pytest.fixture
@@ -106,6 +108,17 @@ def test_what_is_served_and_who_predicts_unlike_the_rest_is_told(federation, cap
     assert (found["deployment"]["state"], found["deployment"]["devices"]["serving"]) == ("rolling_out", 1)
     first, *_ = json.loads(answer(capsys, "devices", federation, "--json"))
     assert (first["serving"]["version"], first["serving"]["precision"], len(first["departs"])) == (RUN, "int8", 1)
+
+
+def test_what_a_device_says_commands_no_terminal_and_forges_no_line(federation, capsys):
+    serving = msgspec.structs.replace(served("d-1"), model="x\x1b[2J[/red]\nforged")
+    with closing(Store(federation.parent / "federation", shared=True)) as store:
+        store.save_condition(ConditionRecord(device="pi-1", condition=Condition(serving=serving), seen_at=1e9))
+    tell_on(federation, events.DeviceProgress(round=2, device="pi-1", state="failed", reason="\x1b]0;x\x07\nforged"))
+    for command in ("status", "devices"):
+        lines = answer(capsys, command, federation).splitlines()
+        assert all(line.isprintable() for line in lines)
+        assert not any(line.startswith("forged") for line in lines)
 
 
 def test_devices_of_a_federation_that_only_deploys_are_told(tmp_path, capsys):

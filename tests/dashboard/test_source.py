@@ -80,7 +80,7 @@ def test_a_new_run_takes_the_place_of_the_old_one(tmp_path):
     assert (source.picture.overview.run, source.picture.overview.round) == ("later", 0)
 
 
-def test_of_progress_only_the_last_word_is_kept(tmp_path):
+def test_of_what_is_said_again_and_again_only_the_last_word_is_kept(tmp_path):
     path = write_run(tmp_path)
     source = Source(path, store_s=0)
     source.refresh()
@@ -89,10 +89,13 @@ def test_of_progress_only_the_last_word_is_kept(tmp_path):
         events.DeviceProgress(round=2, device="pi-1", state="training", steps_done=step, steps_total=500)
         for step in range(500)
     ]
+    flapping = [events.DeviceSeen(device="pi-1", online=bool(number % 2)) for number in range(100)]
+    waiting = [events.Waiting(devices=1, needed=2) for _ in range(100)]
     distilling = [events.Distilling(round=2, epoch=epoch, epochs=100, loss=1.0) for epoch in range(100)]
-    tell_on(path, *training, *distilling)
+    tell_on(path, *training, *flapping, *waiting, *distilling)
     source.refresh()
-    assert len(source.picture.seen) == before + 2
+    assert len(source.picture.seen) == before + 4
+    assert source.picture.report.devices[0].profile == "pi-4"
     assert source.picture.overview is not None
     one = next(device for device in source.picture.overview.devices if device.device == "pi-1")
     assert (one.state, one.steps_done) == ("training", 499)
