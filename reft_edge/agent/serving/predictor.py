@@ -92,8 +92,9 @@ class Predictor:
         begun = time.perf_counter()
         try:
             prediction = _predict(served, samples, batch_size)
-        except ReftError:
-            if self._counts is not None:
+        except ReftError as exc:
+            too_many = isinstance(exc, ResourceError) and batch_size > BATCH  # at once: the caller's choice
+            if self._counts is not None and not too_many:
                 self._counts.add_error(served.deployment)
             raise
         if self._counts is not None:

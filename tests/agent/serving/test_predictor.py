@@ -16,7 +16,7 @@ import pytest
 import reft_edge.agent
 from reft_edge.agent.serving import predictor as module
 from reft_edge.agent.serving.counts import read_counts
-from reft_edge.agent.serving.onnx_model import OnnxModel
+from reft_edge.agent.serving.onnx_model import BATCH, OnnxModel
 from reft_edge.agent.serving.predictor import NothingServedError, Predictor
 from reft_edge.agent.serving.slots import MODEL, Slots
 from reft_edge.errors import ConfigError, DataError, ModelError, ResourceError
@@ -338,6 +338,20 @@ def test_errors_are_counted_wherever_a_device_serves(tmp_path, spool, source):
     with Predictor(tmp_path / source) as predictor, pytest.raises(ModelError):
         predictor.predict(np.full((1, *SHAPE), 3e38, np.float32))
     assert errors_of(spool, "v1") == 1
+
+
+def test_memory_is_the_models_error_but_not_for_more_samples_at_once_than_usual(spool, monkeypatch):
+    serve(spool, "v1", numbered(1))
+
+    def no_room(*_: object, **__: object) -> None:
+        raise ResourceError("not enough memory")
+
+    with Predictor(spool) as predictor:
+        monkeypatch.setattr(OnnxModel, "run", no_room)
+        for batch_size in (1, BATCH, BATCH + 1):
+            with pytest.raises(ResourceError):
+                predictor.predict(ONE, batch_size=batch_size)
+    assert errors_of(spool, "v1") == 2
 
 
 def test_a_version_that_does_not_load_has_an_error_and_what_serves_meanwhile_has_none(spool):
