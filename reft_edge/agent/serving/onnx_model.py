@@ -4,8 +4,8 @@ Files that reft-edge exports say all that is needed (their metadata are written 
 other ONNX file works too if it has one input whose first axis is the samples and whose other axes are fixed; its first
 output counts. What it does not say is decided as follows. uint8 samples are pictures and are divided by 255, as
 everywhere in reft-edge, unless `Image.NominalPixelRange` says otherwise. Two or more numbers a sample are scores of
-classes, unless `task` says `regression`. Whether scores are probabilities already is seen by running the file once,
-which shows, too, that it runs.
+classes, unless `task` says `regression`. Whether scores are probabilities already is seen by running the file, which
+shows, too, that it runs.
 
 The only file of the serving side that knows onnxruntime.
 """
@@ -85,7 +85,7 @@ class OnnxModel:
         """Names in the order of the outputs; empty where they have none."""
         self.is_classifier = self._is_classifier()
         """Whether the outputs of a sample are scores of classes."""
-        self._gives_probabilities = self.is_classifier and _are_probabilities(probe)
+        self._gives_probabilities = self.is_classifier and _are_probabilities(probe) and self._still_probabilities()
 
     @property
     def takes_pictures(self) -> bool:
@@ -220,6 +220,13 @@ class OnnxModel:
                 raise self._unusable(f"{len(self.classes)} classes are named, and a sample's output has {n_outputs}")
             return True
         return len(self.output_shape) == 1 and n_outputs > 1 and self.metadata.get("task") != "regression"
+
+    def _still_probabilities(self) -> bool:
+        """Of another sample than zeros, of which a layer gives its bias: that may add up to 1 by chance."""
+        if self.dtype.kind != "f":
+            return True  # indices: nobody knows how many there are
+        sample = np.random.default_rng(0).random((1, *self.sample_shape)).astype(self.dtype)
+        return _are_probabilities(self.run(sample))
 
     def _whole_numbers(self, samples: Array) -> Array:
         with np.errstate(invalid="ignore"):

@@ -95,6 +95,13 @@ def test_scores_become_probabilities_and_probabilities_stay(opened):
         assert np.allclose(model.probabilities(outputs), [[0.2, 0.7, 0.1]] * 5)
 
 
+def test_scores_that_are_probabilities_of_zeros_only_are_scores(opened):
+    model = opened(0, 1, 0, gain=0.1)
+    shares = model.probabilities(model.run(model.checked(ONES)))
+    assert np.allclose(shares.sum(axis=1), 1)
+    assert shares.max() < 0.6
+
+
 def test_scores_that_are_large_do_not_overflow(opened):
     model = opened(1e4, -1e4)
     assert np.allclose(model.probabilities(model.run(model.checked(ONES))), [[1, 0]] * 5)
