@@ -115,9 +115,10 @@ def write(
     with closing(Store(directory / "federation", shared=True)) as store:
         for record, devices in deployments:
             store.save_deployment(record, devices)
-        for told in conditions:
-            store.save_condition(told)
-            store.save_presence(PresenceRecord(device=told.device, online=told.device not in away, at=told.seen_at))
+        presence = [
+            PresenceRecord(device=one.device, online=one.device not in away, at=one.seen_at) for one in conditions
+        ]
+        store.save_heard(conditions=conditions, presence=presence)
 
 
 def write_rollout(directory: Path) -> None:

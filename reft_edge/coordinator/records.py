@@ -324,7 +324,7 @@ class DeployedDevice(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     """Why it refused, failed or was not waited for."""
     precision: Precision | None = None
-    """Of the file that it took."""
+    """Of the file that it took; None while it has taken none, and where it went back by itself."""
     health: tuple[Health, ...] = ()
     """What it measured, a file each."""
     asked_at: float | None = None

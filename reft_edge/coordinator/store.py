@@ -354,17 +354,9 @@ class Store(Database):
                 for record in records:
                     upsert(connection, table, row_of(record))
 
-    def save_condition(self, record: ConditionRecord) -> None:
-        with self._transaction() as connection:
-            upsert(connection, tables.conditions, row_of(record))
-
     def conditions(self) -> list[ConditionRecord]:
         """The last that each device told, by name."""
         return self._read(select(tables.conditions).order_by(tables.conditions.c.device), ConditionRecord)
-
-    def save_presence(self, record: PresenceRecord) -> None:
-        with self._transaction() as connection:
-            upsert(connection, tables.presence, row_of(record))
 
     def presence(self) -> list[PresenceRecord]:
         """Who was there when a coordinator, a deployment or a monitor was last at work, by name."""

@@ -113,7 +113,8 @@ def test_what_is_served_and_who_predicts_unlike_the_rest_is_told(federation, cap
 def test_what_a_device_says_commands_no_terminal_and_forges_no_line(federation, capsys):
     serving = msgspec.structs.replace(served("d-1"), model="x\x1b[2J[/red]\nforged")
     with closing(Store(federation.parent / "federation", shared=True)) as store:
-        store.save_condition(ConditionRecord(device="pi-1", condition=Condition(serving=serving), seen_at=1e9))
+        told = ConditionRecord(device="pi-1", condition=Condition(serving=serving), seen_at=1e9)
+        store.save_heard(conditions=[told])
     tell_on(federation, events.DeviceProgress(round=2, device="pi-1", state="failed", reason="\x1b]0;x\x07\nforged"))
     for command in ("status", "devices"):
         lines = answer(capsys, command, federation).splitlines()

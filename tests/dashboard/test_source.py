@@ -60,7 +60,7 @@ def test_a_change_while_the_store_is_read_is_seen_the_next_time(tmp_path, monkey
         return found
 
     with closing(Store(tmp_path / "federation", shared=True)) as store:
-        store.save_condition(condition("d-1", "pi-1"))
+        store.save_heard(conditions=[condition("d-1", "pi-1")])
     monkeypatch.setattr("reft_edge.dashboard.source.find_latest", read_and_be_overtaken)
     assert source.refresh()
     assert source.picture.quarantined != ()

@@ -107,6 +107,7 @@ class Deployer:
                 self._said.clear()  # the broker may have lost what was retained
                 self._advance(rollout.Resumed(now=now))
                 self._say()
+                self._site.standing.keep_up(now)  # of devices that are no part of this, too
         if self._connected:  # while the broker is away nobody can answer, and nobody is late
             self._advance(rollout.Tick(now=now))
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from reft_edge.coordinator.deploying.releases import Release
     from reft_edge.coordinator.deploying.site import Site
 
+CLOCK_STEP_S = 0.001
+
 UNDONE_BY_A_PERSON = "a person rolled it back"
 
 
@@ -71,21 +73,28 @@ def deploy(site: Site, prepared: Prepared, *, listener: Listener) -> Progress:
     if prepared.goes_on is not None:
         return _go_on(site, prepared.goes_on, listener, lambda now: rollout.Resumed(now=now))
     now = site.clock()
-    parts = prepared.plan.parts
+    rules = rollout_rules(site.settings)
+    state = rollout.start_rollout(prepared.plan.parts, online=site.present(), rules=rules, now=now)
     record = DeploymentRecord(
-        deployment=parts[0].deployment,
+        deployment=prepared.plan.parts[0].deployment,
         federation=site.settings.federation,
         version=prepared.release.version,
-        state="canary",
-        started_at=now,
-        since=now,
+        state=state.phase.value,
+        started_at=_after_all_before(site, now),
+        since=state.since,
         models=prepared.release.models,
         classes=prepared.release.classes,
         rules=site.settings.deployment.health_rules,
     )
-    site.store.begin_deployment(record, parts)
-    state = rollout.start_rollout(parts, online=site.present(), rules=rollout_rules(site.settings), now=now)
+    # With the canaries as those that are asked: a process that finds nobody asked would go on without them.
+    site.store.begin_deployment(record, list(state.parts.values()))
     return _played(site, Deployer(site, record, state, listener=listener))
+
+
+def _after_all_before(site: Site, now: float) -> float:
+    """When a deployment begins: their order is that of their starts, also where the clock was set back."""
+    latest = site.store.latest_deployment(site.settings.federation)
+    return now if latest is None else max(now, latest.started_at + CLOCK_STEP_S)
 
 
 def forget_unused(site: Site, release: Release) -> None:

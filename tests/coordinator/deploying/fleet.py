@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -46,12 +47,12 @@ class Fleet:
         """Where a device lives."""
         return {"broker": self.broker.settings, "federation": self.federation, "directory": self.folder / "devices"}
 
-    def site(self):
+    def site(self, clock=time.time):
         settings = load_federation(self.settings_file)
-        return open_site(settings, self.folder)
+        return open_site(settings, self.folder, clock=clock)
 
-    def deploy(self, version, listener=ignore, **wishes):
-        with self.site() as site:
+    def deploy(self, version, listener=ignore, clock=time.time, **wishes):
+        with self.site(clock) as site:
             site.settle()
             release = release_run(site.store, site.blobs, version, site.settings.model)
             prepared = prepare_deployment(site, release, Wishes(**wishes))

@@ -48,6 +48,38 @@ def test_a_deployment_that_was_killed_goes_on_where_it_was(fleet, transaction, m
 
 
 @MOSQUITTO
+def test_one_that_was_killed_before_anybody_was_told_still_begins_with_its_canary(fleet, monkeypatch):
+    for name in "abc":
+        fleet.device(name)
+
+    def die(_self):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Deployer, "play", die)
+        with contextlib.suppress(Killed):
+            fleet.deploy("run-1")
+    seen = []
+    outcome = fleet.deploy("run-1", lambda progress: seen.append({part.wave: part.state for part in progress.devices}))
+    assert outcome.record.state == "done"
+    before = [told for told in seen if told["canary"] != "serving"]
+    assert before
+    assert {told["rest"] for told in before} == {"waiting"}
+
+
+@MOSQUITTO
+def test_a_clock_that_was_set_back_does_not_change_which_deployment_is_the_last(fleet):
+    fleet.device("a")
+    fleet.finish_run("run-2", seed=2)
+    fleet.deploy("run-1", clock=lambda: 2e9)
+    fleet.deploy("run-2", clock=lambda: 1.5e9)
+    assert fleet.deployment().version == "run-2"
+    (outcome,) = fleet.roll_back()
+    assert outcome.record.version == "run-2"
+    assert fleet.devices["a"].serving.version == "run-1"
+
+
+@MOSQUITTO
 def test_a_person_may_stop_it_and_undo_it(fleet):
     for name in "abc":
         fleet.device(name)

@@ -118,8 +118,10 @@ def test_files_stay_that_a_device_has_not_taken_and_may_still_be_given(store):
 def test_of_conditions_and_presence_the_last_is_kept(store):
     for celsius in (40.0, 50.0):
         told = Condition(vitals=Vitals(temperature_celsius=celsius))
-        store.save_condition(ConditionRecord(device="a", condition=told, seen_at=celsius))
-        store.save_presence(PresenceRecord(device="a", online=celsius < 45, at=celsius))
+        store.save_heard(
+            conditions=[ConditionRecord(device="a", condition=told, seen_at=celsius)],
+            presence=[PresenceRecord(device="a", online=celsius < 45, at=celsius)],
+        )
     (kept,) = store.conditions()
     assert (kept.condition.vitals.temperature_celsius, kept.seen_at) == (50.0, 50.0)
     assert store.presence() == [PresenceRecord(device="a", online=False, at=50.0)]
