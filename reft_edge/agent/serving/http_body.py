@@ -38,6 +38,7 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "WEBP")
 """Of pictures; not TIFF, whose decoder is known for its holes and talks to standard error."""
 
 _NPY_MAGIC = b"\x93NUMPY"
+_ZIP_MAGIC = b"PK\x03\x04"
 _MAX_NPY_HEADER_BYTES = 1024
 
 # The header is the text of a Python dictionary, which numpy evaluates; a pattern is enough for arrays of numbers.
@@ -75,6 +76,8 @@ def _read(body: bytes, content_type: str, model: OnnxModel) -> Array | list[Any]
         raise DataError("the body is empty; send a picture, an array as .npy, or JSON")
     if content_type.startswith("multipart/"):
         raise UnknownBodyError("forms are not taken; send the file itself (curl --data-binary @FILE)")
+    if body.startswith(_ZIP_MAGIC):
+        raise UnknownBodyError("archives (.npz) are not taken; send one array as .npy")
     if body.startswith(_NPY_MAGIC):
         return _read_npy(body)
     if content_type.startswith("application/json") or body.lstrip()[:1] in (b"{", b"["):

@@ -250,8 +250,11 @@ def test_a_bad_body_is_a_4xx_with_one_line(birds, name):
     assert message in text
 
 
-def test_a_form_and_a_picture_for_a_model_of_other_things_are_of_no_known_type(birds, start, tmp_path):
+def test_a_form_an_archive_and_a_picture_for_a_model_of_other_things_are_of_no_known_type(birds, start, tmp_path):
     assert birds.refused(b"--x", **{"Content-Type": "multipart/form-data; boundary=x"})[0] == 415
+    archive = io.BytesIO()
+    np.savez(archive, inputs=np.ones((2, *SHAPE)))
+    assert birds.refused(archive.getvalue()) == (415, "archives (.npz) are not taken; send one array as .npy")
     (tmp_path / "sensor.onnx").write_bytes(linear_onnx([0, 1], shape=(6,)))
     status, text = start(tmp_path / "sensor.onnx").refused(picture())
     assert status == 415
