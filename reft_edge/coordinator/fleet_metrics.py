@@ -163,8 +163,9 @@ def _predictions(conditions: Sequence[ConditionRecord]) -> Iterator[Metric]:
     )
     for record in conditions:
         if (counts := record.condition.counts) is not None:
-            predictions.add_metric([record.device, counts.version], counts.predictions)
             errors.add_metric([record.device, counts.version], counts.errors)
+            if counts.predictions:  # else its owner does not let it tell
+                predictions.add_metric([record.device, counts.version], counts.predictions)
     yield predictions
     yield errors
 

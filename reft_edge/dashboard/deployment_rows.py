@@ -199,7 +199,7 @@ def predicting(conditions: Sequence[ConditionRecord], departing: Sequence[Depart
             "departs": ", ".join(each.aspect for each in odd.get(one.device, [])),
             "version": counts.version,
             "distance": max((f"{each.distance:.2f}" for each in odd.get(one.device, [])), default="-"),
-            "predictions": counts.predictions,
+            "predictions": counts.predictions or None,  # errors are told by all, predictions where the owner allows it
             "errors": counts.errors,
             "p95": milliseconds_text(counts.latency_p95_s),
             "seen": one.seen_at,

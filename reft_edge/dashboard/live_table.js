@@ -1,8 +1,8 @@
 // A table that takes in changes cell by cell: of 200 rows only those are drawn anew that say something new.
 //
 // Rows are plain objects with a `key`; `name_more` stands small below the column `name`. All is set as text, never as
-// HTML. On a phone, `style.css` makes cards
-// of the rows. Ages and countdowns are worded here, so that the passing of time costs no message.
+// HTML. On a phone, `style.css` makes cards of the rows. Ages and countdowns are worded here, so that the passing of
+// time costs no message.
 
 const CLOCK_MS = 2000;
 const SCALES = { K: 1e3, k: 1e3, M: 1e6, G: 1e9, T: 1e12 };
@@ -20,7 +20,7 @@ function wording(kind, value, now) {
   return String(value);
 }
 
-// What a cell is sorted by: numbers with their unit's scale before words, what is unknown at the end.
+// What a cell is sorted by: numbers with their unit's scale before words before what is unknown.
 function weight(kind, value) {
   if (value === null || value === undefined || value === "" || value === "-") return [2, 0];
   if (typeof value === "number") return [0, kind === "age" ? -value : value];
@@ -30,10 +30,11 @@ function weight(kind, value) {
   return [0, number * (unit ? SCALES[unit[1]] : 1)];
 }
 
-function compare(left, right) {
+// `sign`: 1 for the least first, -1 for the greatest; what is unknown is at the end either way.
+function compare(left, right, sign) {
   if (left[0] !== right[0]) return left[0] - right[0];
-  if (typeof left[1] === "string") return left[1].localeCompare(right[1], undefined, { numeric: true });
-  return left[1] - right[1];
+  if (typeof left[1] === "string") return sign * left[1].localeCompare(right[1], undefined, { numeric: true });
+  return sign * (left[1] - right[1]);
 }
 
 const Row = {
@@ -146,7 +147,7 @@ export default {
       if (!this.by) return rows;
       const { name, kind } = this.by;
       const sign = this.down ? -1 : 1;
-      return [...rows].sort((left, right) => sign * compare(weight(kind, left[name]), weight(kind, right[name])));
+      return [...rows].sort((left, right) => compare(weight(kind, left[name]), weight(kind, right[name]), sign));
     },
     timed() {
       return this.columns.some((column) => column.kind === "age" || column.kind === "due");

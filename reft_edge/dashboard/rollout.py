@@ -42,7 +42,7 @@ def rollout(name: str | None = None, past: tuple[DeployedDevice, ...] = ()) -> P
         record = _record(picture, name)
         see(card, record is not None)
         if record is not None:
-            say(title, f"{record.version}")
+            say(title, record.version)
             state(*deployment_rows.DEPLOYMENT_WORDS[record.state])
             ended = "" if record.ended_at is None else f", ended {time_text(record.ended_at)}"
             say(about, f"{record.deployment}, begun {time_text(record.started_at)}{ended}")

@@ -89,6 +89,15 @@ def test_a_departure_is_a_figure_and_none_is_a_zero() -> None:
     assert 0.28 < found[("device_departure_distance", "classes", "odd", "spring")] <= 1
 
 
+def test_of_a_device_that_tells_only_errors_it_is_not_said_that_it_predicts_nothing() -> None:
+    quiet = ConditionRecord(
+        device="pi-1", condition=Condition(counts=PredictionCounts(version="spring", errors=3)), seen_at=1.0
+    )
+    found = read(lambda: Told(conditions=[quiet]))
+    assert found[("device_prediction_errors_total", "pi-1", "spring")] == 3
+    assert ("device_predictions_total", "pi-1", "spring") not in found
+
+
 def test_without_a_store_there_are_no_figures_and_no_error(caplog: pytest.LogCaptureFixture) -> None:
     def look() -> Told:
         raise FederationError("nothing was ever run here")

@@ -14,7 +14,7 @@ from reft_edge.dashboard.parts import PAGES
 from reft_edge.simulation.dashboard.fleet import RUN, write_fleet
 from reft_edge.simulation.dashboard.looking import dashboard
 from tests.dashboard.browsing import LAPTOP, PHONE, asked_hosts, browser, wait_for_text
-from tests.written_deployment import asked, deployment, health, write, write_rollout
+from tests.written_deployment import asked, condition, deployment, health, write, write_rollout
 from tests.written_run import FINISHED, tell_on, write_run
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -93,6 +93,7 @@ def test_a_deployment_is_followed_to_its_roll_back(tmp_path):
 
 def test_a_table_is_filtered_and_sorted_where_it_is_read(tmp_path):
     settings = write_fleet(tmp_path, 30, 0)
+    write(tmp_path, conditions=[condition("d-1", "board-0005", temperature_celsius=48.5)])
     with dashboard(settings) as served, browser(LAPTOP) as page:
         page.get(served.address + PAGES["Fleet"])
         wait_for_text(page, "board-0001", "board-0030")
@@ -103,6 +104,10 @@ def test_a_table_is_filtered_and_sorted_where_it_is_read(tmp_path):
         for _ in range(2):
             page.find_element(By.XPATH, "//th/button[text()='device']").click()
         assert page.execute_script(first).startswith("board-0029")
+        for _ in range(2):
+            page.find_element(By.XPATH, "//th/button[text()='temperature']").click()
+            assert page.execute_script(first).startswith("board-0005"), "what is unknown is at the end"
+        page.find_element(By.XPATH, "//th/button[text()='temperature']").click()
         tell = events.DeviceProgress(round=1, device="board-0029", state="failed", reason="no memory")
         with EventLog(tmp_path / "federation" / RUN, events.ignore) as write_event:
             write_event(tell)

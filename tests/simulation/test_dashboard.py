@@ -9,7 +9,7 @@ from reft_edge.coordinator.report.record import gather
 from reft_edge.coordinator.run_files import find_run
 from reft_edge.simulation.dashboard.fleet import names, write_fleet
 from reft_edge.simulation.dashboard.records import BENCHMARK, DashboardRun, DashboardSettings, PageLoad
-from reft_edge.simulation.dashboard.section import percentile, section
+from reft_edge.simulation.dashboard.section import section
 from reft_edge.simulation.dashboard.trial import PAGES, missing
 from reft_edge.simulation.results.results_file import ResultsFile
 
@@ -23,11 +23,6 @@ def test_the_written_fleet_is_a_run_with_an_open_round(tmp_path):
     assert {one.state for one in found.devices} == {"training"}
     assert {one.capacity.used_flops_per_s for one in found.devices} == {1.25e9}
     assert [one.updates for one in gather(events).rounds] == [6, 6]
-
-
-def test_a_percentile_is_one_of_the_values():
-    assert [percentile(range(1, 101), share) for share in (0.0, 0.5, 0.95, 1.0)] == [1, 51, 96, 100]
-    assert percentile([7.0], 0.95) == 7.0
 
 
 def run(page, **more):

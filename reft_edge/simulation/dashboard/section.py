@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from reft_edge.agent.serving.latency import percentile
 from reft_edge.simulation.dashboard.records import DashboardRun, DashboardSettings, PageLoad
 from reft_edge.simulation.results.markdown import Goal, goals, table
 from reft_edge.simulation.results.results_file import ResultsFile
@@ -36,12 +37,6 @@ def section(path: Path) -> str:
     )
     title = f"## Dashboard with {settings.devices} devices\n"
     return "\n".join([title, introduction, _table(runs), goals(_goals(runs))])
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that `share` of all do not exceed."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def _table(runs: Sequence[DashboardRun]) -> str:
@@ -86,7 +81,7 @@ def _goals(runs: Sequence[DashboardRun]) -> list[Goal]:
     for run in runs:
         for what, times in (("alone", run.update_ms), ("while every device reports", run.update_busy_ms)):
             if times:
-                late = percentile(times, 0.95)
+                late = percentile(sorted(times), 0.95)
                 found.append(
                     Goal(
                         what=f"from an event to the page, {what}, 95th percentile of {len(times)}",
