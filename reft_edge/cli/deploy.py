@@ -67,19 +67,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--file", type=Path, metavar="MODEL.onnx", help="deploy a model of your own; needs --as")
     parser.add_argument("--as", dest="name", metavar="NAME", help="what the version is called (default: as the run)")
     parser.add_argument("--model", default="", metavar="NAME", help="every device gets this one, for example global")
-    parser.add_argument(
-        "--device",
-        dest="devices",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="DEVICE",
-        help="only to these (default: to all that are known)",
-    )
+    add_devices_argument(parser, "only to these (default: to all that are known)")
     parser.add_argument("--canary", type=_share, metavar="SHARE", help="share that goes first, from 0 to 1")
     parser.add_argument("--dry-run", action="store_true", help="show who would get what, and tell nobody")
     add_progress_argument(parser)
     add_json_argument(parser)
+
+
+def add_devices_argument(parser: argparse.ArgumentParser, meaning: str) -> None:
+    parser.add_argument(
+        "--device", dest="devices", nargs="+", action="extend", default=[], metavar="DEVICE", help=meaning
+    )
 
 
 def add_progress_argument(parser: argparse.ArgumentParser) -> None:

@@ -23,7 +23,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reft_edge.cli.deploy import add_progress_argument, listener_for, metric_of, show_outcome
+from reft_edge.cli.deploy import add_devices_argument, add_progress_argument, listener_for, metric_of, show_outcome
 from reft_edge.cli.processes import ending_on_sigterm
 from reft_edge.cli.run_arguments import add_json_argument, print_json
 from reft_edge.errors import ConfigError, FederationError, one_line
@@ -40,15 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "version", nargs="?", metavar="VERSION", help="undo this one, which is served (default: the last deployment)"
     )
-    parser.add_argument(
-        "--device",
-        dest="devices",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="DEVICE",
-        help="only these (default: all that got the version)",
-    )
+    add_devices_argument(parser, "only these (default: all that got the version)")
     add_progress_argument(parser)
     add_json_argument(parser)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias, TypeVar
 
@@ -143,7 +143,7 @@ def _add_columns(connection: Connection) -> None:
 
 
 def _lock(directory: Path, holder: Holder) -> IO[str]:
-    """Hold the store's lock file, for as long as it is open, and write into it who does."""
+    """The store's lock file, held by `holder` for as long as it is open."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         handle = (directory / LOCK_FILE).open("a", encoding="utf-8")  # what its holder wrote stays
@@ -155,12 +155,22 @@ def _lock(directory: Path, holder: Holder) -> IO[str]:
         except OSError:
             time.sleep(LOCK_PAUSE_S)
         else:
-            handle.truncate(0)
-            handle.write(holder)
-            handle.flush()
+            _sign(handle, directory, holder)
             return handle
     handle.close()
     raise FederationError(f"another coordinator is at work in {directory}; stop it first")
+
+
+def _sign(lock: IO[str], directory: Path, holder: Holder) -> None:
+    """Write into the lock file who holds it."""
+    try:
+        lock.truncate(0)
+        lock.write(holder)
+        lock.flush()
+    except OSError as exc:
+        with suppress(OSError):  # it tries to write once more
+            lock.close()
+        raise ResourceError(f"{directory} cannot be written: {exc.strerror or exc}; make room there") from exc
 
 
 def _configure(connection: Any, _: object) -> None:

@@ -24,8 +24,9 @@ class DeploymentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     canary_devices: tuple[Name, ...] = ()
     """Instead of a share: exactly these."""
     soak_s: Annotated[float, Meta(ge=0, le=604_800)] = 10.0
-    """How long the canaries serve it before the rest is asked. Ten seconds show a crash; whoever counts errors and
-    watches confidence should give it hours."""
+    """How long the canaries serve it before the rest is asked. A device tells within two seconds of the first
+    request that fails, so ten seconds show what fails at once on devices that predict every few seconds. Whose
+    predictions are rarer, or who watches confidence, should give it hours."""
     timeout_s: Annotated[float, Meta(gt=0, le=604_800)] = 600.0
     """For a device that is there, from being asked to its answer: it fetches, checks and switches in between."""
     max_failed_canaries: Share = 0.0

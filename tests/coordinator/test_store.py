@@ -228,6 +228,13 @@ def test_two_coordinators_cannot_share_a_store(tmp_path):
         Store(tmp_path)
 
 
+def test_a_full_disk_is_one_clear_error_before_anything_is_done(tmp_path):
+    (tmp_path / "coordinator.lock").symlink_to("/dev/full")
+    for _ in range(2):  # the lock is given back
+        with pytest.raises(ResourceError, match="cannot be written"):
+            Store(tmp_path)
+
+
 def test_a_store_of_another_version_is_refused(tmp_path):
     first = Store(tmp_path)
     with first._transaction() as connection:
