@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 def register(source: Source, news: Event[[]]) -> None:
     """Make the pages known to NiceGUI. `news`: see `parts.page`."""
     _pages_of_now(source, news)
-    _pages_of_the_run(source, news)
+    _page_of_curves(source, news)
+    _page_of_the_family(source, news)
+    _page_of_what_was_rejected(source, news)
     _pages_of_deployments(source, news)
     _pages_of_drift(source, news)
 
@@ -60,7 +62,7 @@ def _pages_of_now(source: Source, news: Event[[]]) -> None:
             )
 
 
-def _pages_of_the_run(source: Source, news: Event[[]]) -> None:
+def _page_of_curves(source: Source, news: Event[[]]) -> None:
     @ui.page("/curves", title="Curves")
     def curves() -> None:
         with page(source, news, "Curves") as parts:
@@ -71,6 +73,8 @@ def _pages_of_the_run(source: Source, news: Event[[]]) -> None:
             ):
                 parts.append(of_figures(chart(title, _of_report(draw), nothing="No round has ended yet.")))
 
+
+def _page_of_the_family(source: Source, news: Event[[]]) -> None:
     @ui.page("/family", title="Family")
     def family() -> None:
         with page(source, news, "Family") as parts:
@@ -114,6 +118,8 @@ def _pages_of_the_run(source: Source, news: Event[[]]) -> None:
                 )
             )
 
+
+def _page_of_what_was_rejected(source: Source, news: Event[[]]) -> None:
     @ui.page("/rejected", title="Rejected")
     def rejected() -> None:
         with page(source, news, "Rejected") as parts:

@@ -11,6 +11,8 @@ from reft_edge.dashboard import deployment_rows
 from reft_edge.dashboard.parts import badge, say, see, table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from reft_edge.coordinator.records import DeployedDevice, DeploymentRecord
     from reft_edge.dashboard.parts import Part
     from reft_edge.dashboard.rows import Row
@@ -19,6 +21,16 @@ if TYPE_CHECKING:
 
 def rollout(name: str | None = None, past: tuple[DeployedDevice, ...] = ()) -> Part:
     """The deployment that is called so, or the latest; `past` are the devices of one that is not the latest."""
+    devices_of_it = list(past)
+
+    def content(picture: Picture) -> list[Row]:
+        record = _record(picture, name)
+        if record is None:
+            return []
+        if record == picture.deployments[0]:  # and perhaps the next time no more
+            devices_of_it[:] = picture.deployed
+        return _rows(picture, devices_of_it)
+
     with ui.element("section").classes("card") as card:
         with ui.element("div").classes("standing"):
             with ui.element("h2"):
@@ -33,7 +45,7 @@ def rollout(name: str | None = None, past: tuple[DeployedDevice, ...] = ()) -> P
     devices = table(
         "Devices",
         deployment_rows.ROLLOUT,
-        lambda picture: _rows(picture, name, past),
+        content,
         nothing="No such deployment." if name is not None else "No device was asked.",
         lanes=True,
     )
@@ -69,12 +81,8 @@ def _record(picture: Picture, name: str | None) -> DeploymentRecord | None:
     return next((one for one in picture.deployments if one.deployment == name), None)
 
 
-def _rows(picture: Picture, name: str | None, past: tuple[DeployedDevice, ...]) -> list[Row]:
-    record = _record(picture, name)
-    if record is None:
-        return []
-    latest = record.deployment == picture.deployments[0].deployment
+def _rows(picture: Picture, devices: Sequence[DeployedDevice]) -> list[Row]:
     overview = picture.overview
     serving = {} if overview is None else deployment_rows.serving_by_device(overview.devices)
     metric = "accuracy" if overview is None else overview.metric
-    return deployment_rows.rollout(picture.deployed if latest else past, serving, metric=metric)
+    return deployment_rows.rollout(devices, serving, metric=metric)

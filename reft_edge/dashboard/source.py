@@ -16,7 +16,7 @@ from pathlib import Path
 from reft_edge.coordinator.database import DATABASE_FILE, holder_of
 from reft_edge.coordinator.drift import Departure, departures
 from reft_edge.coordinator.event_log import LogReader
-from reft_edge.coordinator.events import DeviceProgress, DeviceSeen, Distilling, Event, Waiting
+from reft_edge.coordinator.events import DeviceProgress, DeviceSeen, Distilling, Event, UpdateSeen, Waiting
 from reft_edge.coordinator.overview import RunOverview, Tally
 from reft_edge.coordinator.records import ConditionRecord, DeployedDevice, DeploymentRecord, QuarantineRecord
 from reft_edge.coordinator.report.record import RunReport, gather
@@ -29,6 +29,9 @@ not wait for it."""
 
 UNASKED_S = 5.0
 """How often the store is read even so: two changes within a tick of the file system's clock look like one."""
+
+OF_DEVICES = (DeviceProgress, DeviceSeen, UpdateSeen)
+"""Events that come at any time, and say nothing of what the coordinator does."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ class Source:
     def _draw(self, files: FleetFiles, *, store_is_new: bool) -> Picture:
         before = self.picture
         seen = self._events.kept()
-        last = seen[-1] if seen else None
+        last = next((event for event in reversed(seen) if not isinstance(event, OF_DEVICES)), None)
         departing = tuple(departures(files.conditions)) if store_is_new else before.departures
         return Picture(
             version=before.version + 1,

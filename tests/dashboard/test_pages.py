@@ -91,6 +91,21 @@ def test_a_deployment_is_followed_to_its_roll_back(tmp_path):
         assert page.execute_script("return window.loadedOnce") is True
 
 
+def test_a_page_of_one_deployment_keeps_its_devices_when_another_begins(tmp_path):
+    settings = write_run(tmp_path)
+    write(tmp_path, deployments=[(deployment("d-1", "canary"), [asked("d-1", "pi-1", state="checking")])])
+    with dashboard(settings) as served, browser(LAPTOP) as page:
+        page.get(served.address + "/deployments/d-1")
+        wait_for_text(page, "d-1", "checking")
+        refused = asked("d-1", "pi-1", state="refused", health=(health("int8", 0.4),))
+        write(tmp_path, deployments=[(deployment("d-1", "rolled_back"), [refused])])
+        wait_for_text(page, "rolled back", "refused", "40.0%")
+        later = deployment("d-2", "canary", started_at=1e9 + 900)
+        over = deployment("d-1", "rolled_back", reason="and another began")
+        write(tmp_path, deployments=[(over, []), (later, [asked("d-2", "pi-2")])])
+        wait_for_text(page, "and another began", "refused", "40.0%")
+
+
 def test_a_table_is_filtered_and_sorted_where_it_is_read(tmp_path):
     settings = write_fleet(tmp_path, 30, 0)
     write(tmp_path, conditions=[condition("d-1", "board-0005", temperature_celsius=48.5)])

@@ -69,6 +69,20 @@ def test_a_change_while_the_store_is_read_is_seen_the_next_time(tmp_path, monkey
     assert source.picture.quarantined == ()
 
 
+def test_distilling_goes_on_while_devices_come_and_go(tmp_path):
+    path = write_run(tmp_path)
+    source = Source(path, store_s=0)
+    with closing(Store(tmp_path / "federation")):  # a coordinator is at work
+        told = events.Distilling(round=2, epoch=3, epochs=9, loss=0.25)
+        tell_on(path, told, events.DeviceSeen(device="pi-1", online=False))
+        source.refresh()
+        assert source.picture.distilling is not None
+        assert source.picture.distilling.epoch == 3
+        tell_on(path, events.RoundDistilled(round=2, teachers=1, kept_epoch=3, accuracy=0.5))
+        source.refresh()
+        assert source.picture.distilling is None
+
+
 def test_a_new_run_takes_the_place_of_the_old_one(tmp_path):
     path = write_run(tmp_path)
     source = Source(path, store_s=0)
