@@ -63,13 +63,20 @@ def run(args: argparse.Namespace) -> int:
             print("Who was told goes back. To go on: the same command again.", file=sys.stderr)
             raise
         served = _served(site)
-    progress = [outcome.progress for outcome in outcomes]
     if args.json:
-        print_json([{"deployment": one.record, "devices": one.devices} for one in progress])
+        print_json([_as_json(outcome) for outcome in outcomes])
     elif args.progress != "json":
         for outcome in outcomes:
             _show(outcome, settings, served)
-    return FederationError.exit_code if any(part.state == "late" for one in progress for part in one.devices) else 0
+        if not any(outcome.was_needed for outcome in outcomes):
+            print(f"To go back from what is served, name it: reft-edge rollback {args.settings} VERSION")
+    silent = [part.device for outcome in outcomes for part in outcome.progress.devices if part.state == "late"]
+    return FederationError.exit_code if silent else 0
+
+
+def _as_json(outcome: RolledBack) -> dict[str, object]:
+    progress = outcome.progress
+    return {"deployment": progress.record, "devices": progress.devices, "was_needed": outcome.was_needed}
 
 
 def _show(outcome: RolledBack, settings: FederationSettings, served: str) -> None:

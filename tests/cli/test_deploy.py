@@ -110,7 +110,9 @@ def test_undoing_again_says_that_there_is_nothing_to_undo_and_what_is_served(fle
     assert out.splitlines() == [
         "Nothing to undo: version run-2 was rolled back already; served is version run-1 (1 device).",
         "Why: a person rolled it back",
+        f"To go back from what is served, name it: reft-edge rollback {fleet.settings_file} VERSION",
     ]
+    assert [one["was_needed"] for one in json.loads(command("rollback", "--json", "--quiet")[1])] == [False]
     code, out, _ = command("rollback", "run-1", "--quiet")
     assert (code, "Version run-1: rolled back" in out) == (0, True)
     assert fleet.devices["a"].serving is None
