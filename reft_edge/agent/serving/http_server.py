@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,7 @@ class HttpServer:
         )
         self._server.channel_class = _Channel
         self._is_stopping = False
+        self._waking = threading.RLock()  # a signal may interrupt who holds it
 
     @property
     def address(self) -> str:
@@ -71,9 +73,11 @@ class HttpServer:
         self._drain()
 
     def stop(self) -> None:
-        """End `run`, soon; from a signal's handler or another thread."""
-        self._is_stopping = True
-        self._server.pull_trigger()
+        """End `run`, soon; from a signal's handler or another thread, and as often as somebody likes."""
+        with self._waking:
+            if not self._is_stopping:
+                self._is_stopping = True
+                self._server.pull_trigger()
 
     def _turn(self, wait_s: float) -> None:
         wasyncore.loop(timeout=wait_s, map=self._server._map, count=1)
@@ -89,7 +93,8 @@ class HttpServer:
                     channel.will_close = True
             self._turn(0.05)
         self._server.task_dispatcher.shutdown(timeout=max(0.0, until - time.monotonic()))
-        self._server.trigger.close()
+        with self._waking:  # who has ended us may not have woken us yet
+            self._server.trigger.close()
         wasyncore.close_all(self._server._map)
 
 

@@ -250,6 +250,15 @@ def test_a_bad_body_is_a_4xx_with_one_line(birds, name):
     assert message in text
 
 
+def test_a_server_may_be_told_to_end_again_and_again(start, tmp_path):
+    """As by somebody who presses Ctrl-C until it ends."""
+    (tmp_path / "m.onnx").write_bytes(linear_onnx([0, 1]))
+    running = start(tmp_path / "m.onnx")
+    while running.thread.is_alive():
+        running.server.stop()
+    running.end()
+
+
 def test_a_form_an_archive_and_a_picture_for_a_model_of_other_things_are_of_no_known_type(birds, start, tmp_path):
     assert birds.refused(b"--x", **{"Content-Type": "multipart/form-data; boundary=x"})[0] == 415
     archive = io.BytesIO()
