@@ -49,7 +49,8 @@ def heavy_bundle() -> Bundle:
     wide = nn.Conv2d(1, 64, 3, padding=60)
     net = nn.Sequential(wide, nn.BatchNorm2d(64), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 3))
     heavy = compile_bundle(net, input_shape=(1, 6, 6), loss="cross_entropy", optimizer=SGD(), name="heavy")
-    cost = msgspec.structs.replace(heavy.manifest.cost, memory_fixed_bytes=1, memory_per_sample_bytes=0)
+    nothing = {"memory_fixed_bytes": 1, "memory_per_sample_bytes": 0, "prediction_bytes_per_sample": 0}
+    cost = msgspec.structs.replace(heavy.manifest.cost, **nothing)
     return replace(heavy, manifest=msgspec.structs.replace(heavy.manifest, cost=cost))
 
 
