@@ -14,6 +14,7 @@ from prometheus_client import Metric
 
 from reft_edge.agent.metric_families import families
 from reft_edge.agent.metrics import Figures
+from reft_edge.agent.serving.http_metrics import ServeMetrics
 from reft_edge.agent.serving.slots import Slot
 from reft_edge.agent.session_words import Phase
 from reft_edge.coordinator import events
@@ -202,3 +203,8 @@ def test_the_page_beside_it_names_every_metric_with_its_labels(told: dict[str, s
             part = next((end for end in parts if name.endswith(f"round_seconds{end}")), "")
             expected[name.removesuffix(part)] = labels - {"le"}
     assert page == expected
+
+
+def test_the_page_beside_it_names_what_the_endpoint_tells() -> None:
+    names = set(re.findall(r"^# TYPE (\w+)", ServeMetrics().page(None), re.M)) | {"reft_edge_serve_model_info"}
+    assert set(re.findall(r"`(reft_edge_serve_\w+)`", (FILE.parent / "README.md").read_text())) == names

@@ -72,8 +72,6 @@ class SiteOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     canary_devices: tuple[str, ...] = ()
     """Empty: a tenth of the devices."""
-    report_every_s: float | None = None
-    """How often devices report counts of what they predict; None: not at all."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -164,9 +162,9 @@ def _write(directory: Path, options: SiteOptions, digits: Digits, trusted: Trust
     for device, part in zip(options.names, digits.devices, strict=True):
         folder = directory / "devices" / device
         write_part(folder / "data.npz", part)
-        tables[folder / "agent.toml"] = {**trusted.enrol(device, folder), **_agent_table(options)}
+        tables[folder / "agent.toml"] = {**trusted.enrol(device, folder), **_agent_table()}
     observer = directory / OBSERVER / "agent.toml"
-    tables[observer] = {**trusted.enrol(OBSERVER, observer.parent), **_agent_table(options)}
+    tables[observer] = {**trusted.enrol(OBSERVER, observer.parent), **_agent_table()}
     for path, table in tables.items():
         try:
             path.write_text(tomli_w.dumps(table), encoding="utf-8")
@@ -202,10 +200,8 @@ def _federation_table(options: SiteOptions) -> dict[str, Any]:
     }
 
 
-def _agent_table(options: SiteOptions) -> dict[str, Any]:
-    serving = {} if options.report_every_s is None else {"report": True, "report_every_s": options.report_every_s}
+def _agent_table() -> dict[str, Any]:
     return {
-        "serving": serving,
         "data": {"path": "data.npz", "holdout_fraction": HOLDOUT_FRACTION},
         "limits": {"threads": 1, "memory_bytes": MEMORY_BYTES},
         "profile": {"path": f"../../{BOARD_FILE}"},

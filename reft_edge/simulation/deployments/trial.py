@@ -37,9 +37,7 @@ OLD, NEW, RANDOM = "old", "new", "random"
 VERSIONS = {OLD: VersionOptions(seed=1), NEW: VersionOptions(seed=2), RANDOM: VersionOptions(seed=3, epochs=0)}
 
 _SERVED_SOAK_S = 20.0
-"""Long enough for a server to write its counts and for its agent to report them."""
-
-_REPORT_EVERY_S = 1.0
+"""Long enough for the first errors to be counted and told, also where a machine is busy."""
 
 READY_WITHIN_S = 120.0
 """For the last agent to have announced itself; twenty take ten seconds on two quiet cores."""
@@ -121,9 +119,7 @@ class Workplace:
         body = msgspec.json.encode({"inputs": np.full((1, *MODEL.input_shape), BRITTLE_SUM).tolist()})
         options = self._options(self._settings.devices)
         canary = options.names[0]
-        options = msgspec.structs.replace(
-            options, canary_devices=(canary,), soak_s=_SERVED_SOAK_S, report_every_s=_REPORT_EVERY_S
-        )
+        options = msgspec.structs.replace(options, canary_devices=(canary,), soak_s=_SERVED_SOAK_S)
         with (
             self._fleet("served", options, served=OLD) as (crew, observer),
             serving(crew, canary) as port,
