@@ -53,7 +53,7 @@ from typing import TYPE_CHECKING
 
 from reft_edge import logs
 from reft_edge.cli.processes import dashboard_beside, ending_on_sigterm
-from reft_edge.cli.run_arguments import port_number
+from reft_edge.cli.run_arguments import add_looking_arguments
 from reft_edge.errors import ConfigError, PlanError
 
 if TYPE_CHECKING:
@@ -90,19 +90,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--events", dest="progress", action="store_const", const="json", help="short for --progress json"
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
-    parser.add_argument(
-        "--dashboard",
-        nargs="?",
-        const=8080,
-        type=port_number,
-        metavar="PORT",
-        help="serve the dashboard on this machine as long as the run lasts (default: %(const)s)",
-    )
-    parser.add_argument(
-        "--metrics",
-        metavar="[HOST:]PORT",
-        help="serve figures for Prometheus here (without HOST: on this machine only)",
-    )
+    add_looking_arguments(parser)
     parser.add_argument(
         "--tensorboard",
         nargs="?",

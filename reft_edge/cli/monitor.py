@@ -19,26 +19,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from reft_edge.cli.processes import dashboard_beside, ending_on_sigterm
-from reft_edge.cli.run_arguments import port_number
+from reft_edge.cli.run_arguments import add_looking_arguments
 
 _log = logging.getLogger(__name__)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("settings", type=Path, metavar="FEDERATION_TOML", help="the coordinator's settings file")
-    parser.add_argument(
-        "--dashboard",
-        nargs="?",
-        const=8080,
-        type=port_number,
-        metavar="PORT",
-        help="serve the dashboard on this machine meanwhile (default: %(const)s)",
-    )
-    parser.add_argument(
-        "--metrics",
-        metavar="[HOST:]PORT",
-        help="serve figures for Prometheus here (without HOST: on this machine only)",
-    )
+    add_looking_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""What the commands that look at a run have in common: which run, and how to print."""
+"""What commands about a federation have in common: which run, how to print, and how to look at it meanwhile."""
 
 from __future__ import annotations
 
@@ -18,6 +18,23 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def add_looking_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of commands that go on for long: what they serve meanwhile."""
+    parser.add_argument(
+        "--dashboard",
+        nargs="?",
+        const=8080,
+        type=port_number,
+        metavar="PORT",
+        help="serve the dashboard on this machine meanwhile (default: %(const)s)",
+    )
+    parser.add_argument(
+        "--metrics",
+        metavar="[HOST:]PORT",
+        help="serve figures for Prometheus here (without HOST: on this machine only)",
+    )
 
 
 def port_number(text: str) -> int:
