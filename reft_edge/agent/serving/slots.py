@@ -45,7 +45,6 @@ _DESCRIPTION = "slot.json"
 _CHOICE = "current.json"
 _LOCK = "lock"
 """Held by who replaces current.json."""
-_READ_BYTES = 1 << 20
 
 _SlotName: TypeAlias = Literal["a", "b"]
 _NAMES: tuple[_SlotName, _SlotName] = ("a", "b")
@@ -80,14 +79,11 @@ class InstalledModel:
 
     def verified(self) -> bool:
         """Whether the file is what was installed, byte for byte. Reads all of it, a piece at a time."""
-        digest = hashlib.sha256()
         try:
             with self.path.open("rb") as file:
-                while piece := file.read(_READ_BYTES):
-                    digest.update(piece)
+                return hashlib.file_digest(file, "sha256").hexdigest() == self.slot.sha256
         except OSError:
             return False
-        return digest.hexdigest() == self.slot.sha256
 
 
 class _Choice(msgspec.Struct, frozen=True, kw_only=True):
