@@ -221,3 +221,9 @@ def test_torch_is_not_loaded(broker):  # noqa: ARG001 the module's parameter
     names += [f"coordinator.deploying.{name}" for name in ("operations", "monitor", "releases", "site", "live")]
     code = f"import sys, {', '.join(f'reft_edge.{name}' for name in names)}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_what_reads_no_model_loads_nothing_that_reads_one(broker):  # noqa: ARG001 the module's parameter
+    names = "reft_edge.coordinator.deploying.operations, reft_edge.coordinator.deploying.monitor"
+    code = f"import sys, {names}; print('onnx' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -21,6 +21,9 @@ from reft_edge.coordinator.timing import Timing
 from reft_edge.errors import ConfigError
 from reft_edge.profiling.profile import DeviceProfile
 
+GLOBAL_MODEL = "global"
+"""As `exporting` calls the unpruned model. Importing that would load torch."""
+
 FILE_COPIES = 2
 """Of the model's file, while a session opens: the bytes that are read, and the weights as they are laid out."""
 
@@ -62,6 +65,11 @@ class Choice:
     smaller: str
     """What it is offered if it refuses that for its latency or its memory; empty where there is nothing smaller."""
     why: str
+
+
+def model_of_variant(variant: str) -> str:
+    """What `exporting` calls the model of a variant, whose name is its pruning ratio."""
+    return GLOBAL_MODEL if float(variant) == 0 else f"variant-{variant}"
 
 
 def choose(candidates: Sequence[Candidate], facts: Facts, *, latency_s: float | None, forced: str = "") -> Choice:

@@ -127,10 +127,12 @@ class Deployer:
         self._say()
 
     def _hear(self, device: str, condition: Condition, now: float) -> None:
-        if device in self._state.parts:
-            self._advance(rollout.Heard(device=device, now=now, condition=condition))
-        else:
+        """Whom this has not asked goes by what it was told before."""
+        part = self._state.parts.get(device)
+        if part is None or part.asked_at is None:
             self._site.standing.hear(device, condition, now)
+        else:
+            self._advance(rollout.Heard(device=device, now=now, condition=condition))
 
     def _note_presence(self, device: str, now: float) -> None:
         if device in self._state.parts:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from reft_edge.config import did_you_mean
 from reft_edge.coordinator.deploying.answers import UNANSWERED
-from reft_edge.coordinator.deploying.choosing import Choice, Facts, choose, choose_canaries
-from reft_edge.coordinator.deploying.releases import Release, model_of_variant
+from reft_edge.coordinator.deploying.choosing import Choice, Facts, choose, choose_canaries, model_of_variant
 from reft_edge.coordinator.records import DeployedDevice
 from reft_edge.errors import ConfigError, FederationError
 
 if TYPE_CHECKING:
+    from reft_edge.coordinator.deploying.releases import Release
     from reft_edge.coordinator.deployment_settings import DeploymentSettings
     from reft_edge.coordinator.fleet import Device
     from reft_edge.coordinator.store import Store

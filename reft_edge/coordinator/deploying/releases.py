@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from reft_edge.bundle.container import compress
 from reft_edge.bundle.manifest import Cost, Manifest
 from reft_edge.config import did_you_mean
-from reft_edge.coordinator.deploying.choosing import Candidate
+from reft_edge.coordinator.deploying.choosing import Candidate, model_of_variant
 from reft_edge.coordinator.deploying.onnx_file import OnnxFacts, read_onnx_facts
 from reft_edge.coordinator.records import ExportRecord, ReleasedModel, RunRecord
 from reft_edge.errors import BundleError, ConfigError, FederationError, ModelError
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from reft_edge.coordinator.settings import ModelSettings
     from reft_edge.coordinator.store import Store
     from reft_edge.wire.blobs import BlobStore
-
-GLOBAL_MODEL = "global"
-"""As `exporting` calls the unpruned model. Importing that would load torch."""
 
 INT8_SUFFIX = ".int8"
 
@@ -147,11 +144,6 @@ def release_file(path: Path, version: str, blobs: BlobStore, model: ModelSetting
         classes=classes,
         input_shape=facts.input_shape or model.input_shape,
     )
-
-
-def model_of_variant(variant: str) -> str:
-    """What `exporting` calls the model of a variant, whose name is its pruning ratio."""
-    return GLOBAL_MODEL if float(variant) == 0 else f"variant-{variant}"
 
 
 def _read_export(record: ExportRecord, run: str, blobs: BlobStore) -> _ReadFile:

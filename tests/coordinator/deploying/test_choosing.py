@@ -16,6 +16,7 @@ from reft_edge.coordinator.deploying.choosing import (
     Facts,
     choose,
     choose_canaries,
+    model_of_variant,
     predicted_latency_s,
     predicted_memory_bytes,
 )
@@ -126,3 +127,7 @@ def test_another_version_is_tried_by_others():
 
 def test_canaries_that_a_person_names_are_those_that_are_there():
     assert choose_canaries({"a": "x", "b": "x"}, share=1, named=("b", "c")) == {"b"}
+
+
+def test_a_variant_is_exported_under_its_ratio():
+    assert [model_of_variant(name) for name in ("0", "0.5", "0.875")] == ["global", "variant-0.5", "variant-0.875"]

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from reft_edge.bundle.container import decompress
-from reft_edge.coordinator.deploying.releases import choose_run, model_of_variant, release_file, release_run
+from reft_edge.coordinator.deploying.releases import choose_run, release_file, release_run
 from reft_edge.coordinator.records import RunRecord
 from reft_edge.coordinator.settings import ModelSettings
 from reft_edge.coordinator.store import Store
@@ -139,7 +139,3 @@ def test_a_name_that_no_topic_takes_is_refused(blobs, tmp_path):
         release_file(tmp_path / "mine.onnx", "a/b", blobs, MODEL)
     with pytest.raises(ConfigError, match=r"mine\.onnx cannot be read"):
         release_file(tmp_path / "mine.onnx", "ab", blobs, MODEL)
-
-
-def test_a_variant_is_exported_under_its_ratio():
-    assert [model_of_variant(name) for name in ("0", "0.5", "0.875")] == ["global", "variant-0.5", "variant-0.875"]
