@@ -24,6 +24,9 @@ OfDevice: TypeAlias = "Callable[[Sequence[ConditionRecord], str, Sequence[str]],
 MAX_LEAVES = 12
 """Devices of one variant that the tree names; more are counted."""
 
+MAX_POINTS = 2000
+"""Of a chart: more are one cloud, and all of them travel each time that one comes."""
+
 SYMBOLS = ("circle", "rect", "triangle", "diamond")
 """Of lines, for those who do not see colours."""
 
@@ -45,14 +48,15 @@ def metric_by_round(report: RunReport) -> Options:
 
 def bytes_by_round(report: RunReport) -> Options:
     """KiB that all devices' links carried, down and up, stacked."""
+    down_bytes, up_bytes = Counter[int](), Counter[int]()
+    for device in report.devices:
+        for part in device.rounds:
+            down_bytes[part.round] += part.down_bytes
+            up_bytes[part.round] += part.up_bytes
     numbers = [one.round for one in report.rounds]
     sums = {
-        direction: [
-            sum(getattr(part, field) for device in report.devices for part in device.rounds if part.round == number)
-            / 1024
-            for number in numbers
-        ]
-        for direction, field in (("down", "down_bytes"), ("up", "up_bytes"))
+        direction: [found[number] / 1024 for number in numbers]
+        for direction, found in (("down", down_bytes), ("up", up_bytes))
     }
     options = _lines([str(number) for number in numbers], sums, axis="KiB, all devices")
     for series in options["series"]:
@@ -61,12 +65,17 @@ def bytes_by_round(report: RunReport) -> Options:
 
 
 def predicted_against_measured(report: RunReport) -> Options:
-    """A point for each device and round: seconds without the upload. On the line the planner was right."""
+    """A point for each device and round: seconds without the upload. On the line the planner was right.
+
+    Of more than `MAX_POINTS` the latest.
+    """
+    measured = [
+        (one, device.device) for device in report.devices for one in device.rounds if one.measured_s is not None
+    ]
+    measured.sort(key=lambda found: found[0].round)
     points = [
-        {"name": f"{device.device}, round {one.round}", "value": [one.predicted_s, one.measured_s]}
-        for device in report.devices
-        for one in device.rounds
-        if one.measured_s is not None
+        {"name": f"{device}, round {one.round}", "value": [one.predicted_s, one.measured_s]}
+        for one, device in measured[-MAX_POINTS:]
     ]
     longest = max((max(point["value"]) for point in points), default=1.0)  # type: ignore[type-var]  # no None above
     axis = {"type": "value", "min": 0, "axisLabel": WORDS, "splitLine": {"show": False}}

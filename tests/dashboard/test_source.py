@@ -16,6 +16,7 @@ from reft_edge.coordinator.store import Store
 from reft_edge.dashboard import charts, rows
 from reft_edge.dashboard.live_table import Changes, differences
 from reft_edge.dashboard.source import Source
+from reft_edge.simulation.dashboard.fleet import write_fleet
 from tests.written_deployment import condition
 from tests.written_run import FINISHED, RUN, SETTINGS, tell_on, write_run
 
@@ -146,6 +147,15 @@ def test_rows_and_charts_say_what_the_report_says(tmp_path):
     assert point["value"] == [3.5, 3.5]
     (root,) = charts.family_tree(report)["series"][0]["data"]
     assert [leaf["name"] for leaf in root["children"][0]["children"]] == ["pi-1", "pi-2"]
+
+
+def test_of_a_long_run_the_latest_points_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(charts, "MAX_POINTS", 5)
+    source = Source(write_fleet(tmp_path, 3, 4), store_s=0)
+    source.refresh()
+    points = charts.predicted_against_measured(source.picture.report)["series"][0]["data"]
+    rounds = [point["name"].split(", ")[1] for point in points]
+    assert rounds == ["round 3"] * 2 + ["round 4"] * 3
 
 
 def test_what_a_device_uses_stands_beside_what_it_has():
