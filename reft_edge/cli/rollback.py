@@ -5,8 +5,8 @@ when they return. Started again it tells those that have not answered yet, and c
 these go back, each from the last version that it was given.
 
 Again, or after a deployment that has undone itself, there is nothing to undo. To go back from what is served then, name
-its version: devices return to what they served before it, as far as it still lies on them. Further back, and where
-nothing does, lead other versions: reft-edge deploy federation.toml VERSION.
+its version: devices return to what they served before it, or to nothing where that does not lie on them any more. To go
+further back, deploy an older version again: reft-edge deploy federation.toml VERSION.
 
 examples:
   reft-edge rollback federation.toml
@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,12 +63,17 @@ def run(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print("Who was told goes back. To go on: the same command again.", file=sys.stderr)
             raise
-        served = _served(site)
+        served, idle = _served(site), _idle(site, outcomes)
     if args.json:
         print_json([_as_json(outcome) for outcome in outcomes])
     elif args.progress != "json":
         for outcome in outcomes:
             _show(outcome, settings, served)
+        if idle:
+            print(
+                f"{len(idle)} now serve nothing, because no version from before lies on them: {', '.join(idle)}; "
+                f"reft-edge deploy {args.settings} VERSION gives them one"
+            )
         if not any(outcome.was_needed for outcome in outcomes):
             print(f"To go back from what is served, name it: reft-edge rollback {args.settings} VERSION")
     silent = [part.device for outcome in outcomes for part in outcome.progress.devices if part.state == "late"]
@@ -96,6 +102,13 @@ def _served(site: Site) -> str:
     counts = Counter("nothing" if one is None else f"version {one.version}" for one in served)
     found = [f"{what} ({n} device{'' if n == 1 else 's'})" for what, n in counts.most_common()]
     return f"served is {', '.join(found)}" if found else "no device is there"
+
+
+def _idle(site: Site, outcomes: Sequence[RolledBack]) -> list[str]:
+    """Devices that went back to nothing."""
+    back = [part.device for one in outcomes for part in one.progress.devices if part.state == "rolled_back"]
+    told = {device: condition for device, condition in site.conditions.items() if device in site.present()}
+    return [device for device in back if device in told and told[device].serving is None]
 
 
 def _print_hint(outcome: Progress) -> None:
