@@ -146,6 +146,10 @@ class Network:
         self._link.start(wait_s=wait_s)
         self._thread.start()
 
+    @property
+    def connected(self) -> bool:
+        return self._link.connected
+
     def wait_until_said(self, timeout_s: float) -> bool:
         """Wait until the broker has acknowledged all that was ordered, for at most `timeout_s`; whether it has."""
         end = time.monotonic() + timeout_s

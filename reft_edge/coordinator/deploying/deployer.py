@@ -75,7 +75,7 @@ class Deployer:
         self._state = state
         self._listener = listener
         self._of_some = of_some
-        self._connected = True
+        self._connected = site.network.connected
         self._said: dict[str, tuple[str, str]] = {}
         """Device -> word and model, as they were said over this connection."""
 
