@@ -22,7 +22,7 @@ from reft_edge.coordinator.memories import recall, remember, within_limit
 from reft_edge.coordinator.network_events import Broken, FromDevice, FromNetwork, LinkDown, LinkUp
 from reft_edge.coordinator.open_round import OpenRound
 from reft_edge.coordinator.publishing import blobs_of, broadcast_blobs, make_task
-from reft_edge.coordinator.records import AssignmentRecord, MetricRecord, RoundRecord
+from reft_edge.coordinator.records import AssignmentRecord, MetricRecord, RoundKey, RoundRecord
 from reft_edge.coordinator.round_weights import mend, model_is_lost, starting_model, write_weights
 from reft_edge.coordinator.rounds import Phase
 from reft_edge.coordinator.screening import UpdateLength, outliers
@@ -63,6 +63,7 @@ class Conductor:
         self._collector = collector
         self._listener = parts.listener
         self._clock = parts.clock
+        self._mended: set[tuple[RoundKey, str]] = set()
         self._steps: dict[Phase, Callable[[OpenRound], None]] = {
             Phase.PLANNED: self._publish,
             Phase.PUBLISHED: self._send,
@@ -180,7 +181,7 @@ class Conductor:
             outcome = self._learner.merge(starting_model(self._parts), contributions)
             memories = remember(contributions, self._blobs)
         except ContributionError as exc:
-            if not mend(current, _of(exc.device, contributions), self._parts):
+            if not self._mend(current, _of(exc.device, contributions)):
                 _log.warning("round %d: the update of %s is lost: %s", number, exc.device, exc)
                 self._collector.take_back_damaged({exc.device: str(exc)}, self._clock())
             return  # the phase is the same, unless nothing is left
@@ -231,7 +232,7 @@ class Conductor:
                 )
                 break
             except ContributionError as exc:
-                if not mend(current, teachers[exc.device], self._parts):
+                if not self._mend(current, teachers[exc.device]):
                     _log.warning("round %d: %s does not teach: %s", number, exc.device, exc)
                     del teachers[exc.device]
         notes = {} if outcome.kept_epoch is None else {KEPT_EPOCH: outcome.kept_epoch, TEACHERS: len(teachers)}
@@ -241,6 +242,14 @@ class Conductor:
         ]
         self._store.save_round(current.key, after, distilled=outcome.weights, metrics=metrics)
         current.state = after
+
+    def _mend(self, current: OpenRound, contribution: Contribution) -> bool:
+        """Once in a round and device: what a disk loses again is lost."""
+        known = (current.key, contribution.device)
+        if known in self._mended:
+            return False
+        self._mended.add(known)
+        return mend(current, contribution, self._parts)
 
     def _evaluate(self, current: OpenRound) -> None:
         record = self._record(current)

@@ -17,6 +17,7 @@ from reft_edge.coordinator.collecting import MAX_ANNOUNCED
 from reft_edge.coordinator.preparation import prepare
 from reft_edge.coordinator.report.page import to_html
 from reft_edge.coordinator.report.record import gather
+from reft_edge.coordinator.round_weights import mend
 from reft_edge.coordinator.rounds import Phase
 from reft_edge.coordinator.run_files import BLOBS
 from reft_edge.coordinator.server import Coordinator
@@ -352,6 +353,25 @@ def test_what_our_own_disk_lost_is_derived_again_where_it_follows_from_something
     assert [event.teachers for event in of_kind(seen, events.RoundDistilled)] == [2]
     with hostile.store() as store:
         assert store.weights(disturbed.run) == store.weights(undisturbed.run)
+
+
+def test_what_our_own_disk_loses_again_is_not_derived_without_end(hostile, monkeypatch):
+    hostile.write(2, rounds=1)
+    hostile.start("good-1", "good-2")
+    rotten = []
+
+    def mend_in_vain(current, contribution, parts):
+        assert mend(current, contribution, parts)
+        rotten.append((current.key, contribution.device))
+        (hostile.output / BLOBS / contribution.weights.blob.sha256).write_bytes(b"bits rot")
+        return True
+
+    monkeypatch.setattr("reft_edge.coordinator.conductor.mend", mend_in_vain)
+    damage_after(monkeypatch, hostile, {Phase.MERGING: lambda store, key: [store.assignments(key)[0].weights.blob]})
+    summary, seen = hostile.run()
+    assert len(rotten) == len(set(rotten)) == 2
+    assert summary.updates == {"merged": 2}, "they are merged without it, and do not teach"
+    assert not of_kind(seen, events.RoundDistilled)
 
 
 def test_a_lost_global_model_is_an_error_that_says_what_to_do(hostile, monkeypatch):
