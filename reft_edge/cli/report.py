@@ -1,7 +1,8 @@
 """The report of a run as one HTML page that needs nothing else, for any run, finished or not.
 
 RUN is the federation's settings file, which means its latest run, or a run's folder, also one that was copied from
-elsewhere: all that is needed of it is events.jsonl.
+elsewhere: all that is needed of it is events.jsonl. Of a settings file the report also tells what devices made of the
+run, if it is what was deployed last.
 
 --tensorboard DIR writes the run's curves for TensorBoard instead, into a folder of its own below DIR, so that several
 runs stand side by side; `tensorboard --logdir DIR` shows them. coordinator --tensorboard does so while the run goes on.
@@ -23,6 +24,7 @@ from reft_edge.errors import ConfigError, FederationError, ResourceError
 
 if TYPE_CHECKING:
     from reft_edge.coordinator.events import Event
+    from reft_edge.coordinator.records import DeployedDevice
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    events = _events(args.run)
+    events, deployed = _told(args.run)
     if args.tensorboard is not None:
         from reft_edge.coordinator.report.tensorboard import write_run
 
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from reft_edge.coordinator.report.record import gather, to_json
 
-    report = gather(events)
+    report = gather(events, deployed=deployed)
     if args.json:
         print(to_json(report).decode())
         return 0
@@ -56,14 +58,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _events(where: Path) -> list[Event]:
+def _told(where: Path) -> tuple[list[Event], list[DeployedDevice]]:
+    """The run's events, and the devices of the latest deployment if that was of this run."""
     from reft_edge.coordinator.event_log import EVENTS_FILE, read_log
     from reft_edge.coordinator.run_files import find_run
 
     if not where.exists():
         raise ConfigError(f"{where} does not exist; give federation.toml, or a run's folder")
-    log = where / EVENTS_FILE if where.is_dir() else find_run(where).log
+    log, deployed = where / EVENTS_FILE, []
+    if not where.is_dir():
+        files = find_run(where)
+        log = files.log
+        if files.deployments and files.deployments[0].version == files.record.run:
+            deployed = files.deployed
     events = read_log(log)
     if not events:
         raise FederationError(f"{log} tells of nothing; is {log.parent} the folder of a run?")
-    return events
+    return events, deployed

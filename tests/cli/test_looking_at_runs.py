@@ -19,7 +19,7 @@ from reft_edge.coordinator.records import ConditionRecord
 from reft_edge.coordinator.store import Store
 from reft_edge.errors import FederationError
 from reft_edge.wire.deployment import Condition
-from tests.written_deployment import served, write_rollout
+from tests.written_deployment import asked, deployment, served, write, write_rollout
 from tests.written_run import FINISHED, RUN, SETTINGS, tell_on, told, write_run
 
 
@@ -145,6 +145,19 @@ def test_a_report_is_made_of_a_run_that_has_not_ended_and_of_a_copied_folder(fed
     assert "birds" in page.read_text()
     figures = json.loads(answer(capsys, "report", federation.parent / "federation" / RUN, "--json"))
     assert (figures["run"], figures["finished"], figures["value"]) == (RUN, False, 0.5)
+
+
+def test_a_report_tells_what_devices_made_of_the_run_if_it_was_deployed_last(federation, capsys, tmp_path):
+    assert json.loads(answer(capsys, "report", federation, "--json"))["deployed"] == []
+    write_rollout(federation.parent)
+    deployed = json.loads(answer(capsys, "report", federation, "--json"))["deployed"]
+    assert "serving" in [one["state"] for one in deployed]
+    page = tmp_path / "page.html"
+    answer(capsys, "report", federation, "--output", page)
+    assert "<h2>Deployed</h2>" in page.read_text()
+    other = deployment("d-3", "canary", version="another", started_at=2e9)
+    write(federation.parent, deployments=[(other, [asked("d-3", "pi-1")])])
+    assert json.loads(answer(capsys, "report", federation, "--json"))["deployed"] == []
 
 
 def test_following_ends_with_the_run_and_takes_lines_that_come_in_pieces(tmp_path):
