@@ -169,9 +169,9 @@ def _going_by(
     """The deployments of a version that devices go by, with these devices' parts."""
     versions = {record.deployment: record.version for record in deployments}
     standing = site.store.standing_parts(site.settings.federation)
-    now = sorted({versions[part.deployment] for part in standing})
-    if version not in now:
-        hint = did_you_mean(version, now) if now else "; none is left that could be undone"
+    current = sorted({versions[part.deployment] for part in standing})
+    if version not in current:
+        hint = did_you_mean(version, current) if current else "; none is left that could be undone"
         raise ConfigError(f"no device goes by version {version!r}{hint}")
     ours = [part for part in standing if versions[part.deployment] == version]
     for name in devices:
