@@ -59,9 +59,9 @@ def load_overview(args: argparse.Namespace) -> RunOverview:
     files = find_latest(args.settings) if args.run is None else find_run(args.settings, args.run)
     departing: list[Departure] = []
     if any(one.condition.counts is not None for one in files.conditions):
-        from reft_edge.coordinator.drift import departures
+        from reft_edge.coordinator.drift import class_names, departures
 
-        departing = departures(files.conditions)
+        departing = departures(files.conditions, class_names(files.deployments))
     return overview(files.events() if isinstance(files, RunFiles) else [], files, departing=departing)
 
 

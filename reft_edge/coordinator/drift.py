@@ -29,15 +29,16 @@ conditions in, departures out. O(devices x classes).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import msgspec
 import numpy as np
 
-from reft_edge.coordinator.records import ConditionRecord
-from reft_edge.wire.deployment import CONFIDENCE_BINS, PredictionCounts
+from reft_edge.coordinator.records import ConditionRecord, DeploymentRecord
+from reft_edge.wire.deployment import CONFIDENCE_BINS, MAX_COUNTED_CLASSES, PredictionCounts
 
 if TYPE_CHECKING:
     from reft_edge.types import Array
@@ -82,8 +83,15 @@ class Departure(msgspec.Struct, frozen=True, kw_only=True):
     """In words."""
 
 
-def departures(conditions: Sequence[ConditionRecord]) -> list[Departure]:
-    """Devices that depart from the rest that serves the same version; the furthest first."""
+def class_names(deployments: Sequence[DeploymentRecord]) -> dict[str, tuple[str, ...]]:
+    """Names of the classes by version, as far as it was deployed with names. `deployments`: the latest first."""
+    return {one.version: one.classes for one in reversed(deployments)}
+
+
+def departures(
+    conditions: Sequence[ConditionRecord], names: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> list[Departure]:
+    """Devices that depart from the rest that serves the same version; the furthest first. `names`: `class_names`."""
     by_version: dict[str, list[tuple[str, PredictionCounts]]] = defaultdict(list)
     for record in sorted(conditions, key=lambda one: one.device):  # the same sums whatever the order
         counts = record.condition.counts
@@ -91,7 +99,8 @@ def departures(conditions: Sequence[ConditionRecord]) -> list[Departure]:
             by_version[counts.version].append((record.device, counts))
     found: list[Departure] = []
     for version, told in by_version.items():
-        found += _departing(version, "classes", [(device, counts.classes) for device, counts in told], _class_words)
+        words = _class_words(names.get(version, ()))
+        found += _departing(version, "classes", [(device, counts.classes) for device, counts in told], words)
         found += _departing(
             version, "confidence", [(device, counts.confidence) for device, counts in told], _confidence_words
         )
@@ -183,8 +192,13 @@ def chi_squared_quantile(probability: float, freedom: int) -> float:
     return float(freedom * (1 - term + NormalDist().inv_cdf(probability) * term**0.5) ** 3)
 
 
-def _class_words(own: Array, rest: Array, entry: int) -> str:
-    return f"predicts class {entry} in {own[entry]:.0%} of cases, the others in {rest[entry]:.0%}"
+def _class_words(names: Sequence[str]) -> Words:
+    def words(own: Array, rest: Array, entry: int) -> str:
+        known = entry < len(names) <= MAX_COUNTED_CLASSES  # of more, the last are counted together
+        name = names[entry] if known else entry
+        return f"predicts class {name} in {own[entry]:.0%} of cases, the others in {rest[entry]:.0%}"
+
+    return words
 
 
 def _confidence_words(own: Array, rest: Array, _: int) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from nicegui import Event, ui
 
+from reft_edge.coordinator.drift import class_names
 from reft_edge.coordinator.run_files import find_deployed
 from reft_edge.dashboard import charts, deployment_rows, rows
 from reft_edge.dashboard.parts import chart, of_counts, of_figures, page, table, words
@@ -208,7 +209,7 @@ def _devices(picture: Picture) -> list[DeviceOverview]:
 def _classes(picture: Picture, device: str) -> tuple[str, ...]:
     """Names of the classes that a device tells apart, where its version was deployed with names."""
     told = next((one.condition.counts for one in picture.conditions if one.device == device), None)
-    return next((one.classes for one in picture.deployments if told is not None and one.version == told.version), ())
+    return () if told is None else class_names(picture.deployments).get(told.version, ())
 
 
 def _departs(picture: Picture, device: str) -> str:

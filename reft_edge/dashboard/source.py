@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from reft_edge.coordinator.database import DATABASE_FILE, holder_of
-from reft_edge.coordinator.drift import Departure, departures
+from reft_edge.coordinator.drift import Departure, class_names, departures
 from reft_edge.coordinator.event_log import LogReader
 from reft_edge.coordinator.events import DeviceProgress, DeviceSeen, Distilling, Event, UpdateSeen, Waiting
 from reft_edge.coordinator.overview import RunOverview, Tally
@@ -131,7 +131,9 @@ class Source:
         before = self.picture
         seen = self._events.kept()
         last = next((event for event in reversed(seen) if not isinstance(event, OF_DEVICES)), None)
-        departing = tuple(departures(files.conditions)) if store_is_new else before.departures
+        departing = (
+            tuple(departures(files.conditions, class_names(files.deployments))) if store_is_new else before.departures
+        )
         return Picture(
             version=before.version + 1,
             overview=self._events.tally.overview(files, departing=departing),

@@ -101,7 +101,7 @@ def test_what_is_served_and_who_predicts_unlike_the_rest_is_told(federation, cap
     text = answer(capsys, "status", federation)
     assert f"deployment d-2 of {RUN}: rolling out, 1 away, 1 checking, 1 refused, 1 serving, 1 waiting" in text
     assert f"served now: {RUN} by 6" in text
-    departs = "pi-1 departs from the others: predicts class 0 in 94% of cases, the others in 36%"
+    departs = "pi-1 departs from the others: predicts class robin in 94% of cases, the others in 36%"
     assert departs in text
     assert departs in answer(capsys, "devices", federation)
     found = json.loads(answer(capsys, "status", federation, "--json"))

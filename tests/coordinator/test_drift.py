@@ -48,6 +48,8 @@ def test_a_device_that_predicts_other_classes_departs_and_nobody_else_does() -> 
     assert found.usual < 0.1 < found.distance < 1
     assert found.predictions == 400
     assert found.reason == "predicts class 2 in 92% of cases, the others in 25%"
+    (named,) = departures([*alike(9), told("odd", (10, 10, 370, 10))], {found.version: ("a", "b", "bent", "d")})
+    assert named.reason == "predicts class bent in 92% of cases, the others in 25%"
 
 
 def test_a_device_that_is_less_sure_departs_though_its_classes_do_not() -> None:

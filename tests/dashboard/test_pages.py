@@ -51,7 +51,7 @@ def test_every_page_shows_its_part_and_asks_nobody_else(tmp_path, size, dark):
         "Family": ["global.onnx", "50.0%"],
         "Rejected": ["In quarantine", "pi-3"],
         "Deployments": ["rolling out", "89.5%", "3.1 ms", "at most 0.5 s", "rolled back", "0.41 on its holdout"],
-        "Drift": ["pi-1", "predicts class 0 in 94% of cases"],
+        "Drift": ["pi-1", "predicts class robin in 94% of cases"],
         "one deployment": ["too-big", "41.0%", "not taken"],
         "one device": ["How sure it is", "in 94% of cases"],
     }
