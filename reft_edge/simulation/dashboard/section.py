@@ -27,13 +27,14 @@ def section(path: Path) -> str:
     settings, runs = results.settings, results.runs
     if not runs:
         return "## Dashboard\n\nNothing was run.\n"
+    rate = "once" if settings.reports_per_s == 1 else f"{settings.reports_per_s:g} times"
     introduction = (
         f"`reft-edge dashboard` over a written run of {settings.devices} devices with {settings.closed_rounds} closed "
         "rounds and an open one, in a headless Chromium on the same machine. *Complete*: the last row, or the chart, "
         f"is in the page. Medians of {settings.loads} loads with an empty cache (*first visit*) and with what the "
         "browser kept (*again*). Processor time is that of the dashboard's process as a share of one core, with the "
         "page open: *quiet* while nothing happens, *busy* while every device reports "
-        f"{settings.reports_per_s:g} times a second; *browser* is the page's main thread meanwhile.\n"
+        f"{rate} a second; *browser* is the page's main thread meanwhile.\n"
     )
     title = f"## Dashboard with {settings.devices} devices\n"
     return "\n".join([title, introduction, _table(runs), goals(_goals(runs))])
