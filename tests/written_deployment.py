@@ -155,6 +155,7 @@ def write_rollout(directory: Path) -> None:
                         "pi-1",
                         wave="canary",
                         state="serving",
+                        precision="int8",
                         answered_at=1e9 + 104.5,
                         health=(health("float32", 0.9, 0.8), health("int8", 0.895, 0.8)),
                     ),

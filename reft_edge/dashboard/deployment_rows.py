@@ -21,7 +21,6 @@ if TYPE_CHECKING:
         DeploymentRecord,
         DeploymentState,
     )
-    from reft_edge.wire.deployment import Health, Served
 
 STEPS: tuple[DeploymentState, ...] = ("canary", "soaking", "rolling_out", "done")
 """Of a deployment that goes well."""
@@ -105,8 +104,8 @@ def step_state(step: DeploymentState, state: DeploymentState) -> str:
     return "done" if place < now or state == "done" else "now" if place == now else ""
 
 
-def rollout(devices: Sequence[DeployedDevice], serving: Mapping[str, Served | None], *, metric: str) -> list[Row]:
-    """One for each device of a deployment. `serving`: what each serves now, by device."""
+def rollout(devices: Sequence[DeployedDevice], *, metric: str) -> list[Row]:
+    """One for each device of a deployment."""
     return [
         {
             "key": one.device,
@@ -118,7 +117,7 @@ def rollout(devices: Sequence[DeployedDevice], serving: Mapping[str, Served | No
             "wave": one.wave,
             "model": one.model,
             "model_more": one.why,
-            **_measured(one, serving.get(one.device), metric),
+            **_measured(one, metric),
             "took": _span(one.asked_at, one.answered_at),
             "reason": one.reason,
         }
@@ -126,23 +125,18 @@ def rollout(devices: Sequence[DeployedDevice], serving: Mapping[str, Served | No
     ]
 
 
-def _measured(one: DeployedDevice, served: Served | None, metric: str) -> Row:
+def _measured(one: DeployedDevice, metric: str) -> Row:
     """What the device found, of the file that it took; of the better one where it took none."""
-    taken = served.precision if served is not None and served.deployment == one.deployment else None
-    found = _chosen(one.health, taken)
+    found = one.measured
     if found is None:
-        return {"precision": taken or "-", "before": "-", "after": "-", "p95": "-", "memory": "-"}
+        return {"precision": one.precision or "-", "before": "-", "after": "-", "p95": "-", "memory": "-"}
     return {
-        "precision": found.precision if taken is not None else f"{found.precision}, not taken",
+        "precision": found.precision if one.precision is not None else f"{found.precision}, not taken",
         "before": metric_text(found.metric_before, metric),
         "after": metric_text(found.metric, metric),
         "p95": milliseconds_text(found.latency_p95_s),
         "memory": bytes_text(found.peak_memory_bytes),
     }
-
-
-def _chosen(health: Sequence[Health], taken: str | None) -> Health | None:
-    return next((one for one in health if one.precision == taken), health[0] if health else None)
 
 
 SERVED = columns({"devices": "number"}, version="version", model="model", precision="precision", devices="devices")
@@ -208,10 +202,6 @@ def predicting(conditions: Sequence[ConditionRecord], departing: Sequence[Depart
         for one, counts in told
     ]
     return sorted(found, key=lambda row: (not row["departs"], str(row["key"])))
-
-
-def serving_by_device(devices: Sequence[DeviceOverview]) -> dict[str, Served | None]:
-    return {one.device: one.serving for one in devices}
 
 
 def milliseconds_text(seconds: float | None) -> str:

@@ -83,6 +83,5 @@ def _record(picture: Picture, name: str | None) -> DeploymentRecord | None:
 
 def _rows(picture: Picture, devices: Sequence[DeployedDevice]) -> list[Row]:
     overview = picture.overview
-    serving = {} if overview is None else deployment_rows.serving_by_device(overview.devices)
     metric = "accuracy" if overview is None else overview.metric
-    return deployment_rows.rollout(devices, serving, metric=metric)
+    return deployment_rows.rollout(devices, metric=metric)

@@ -38,12 +38,12 @@ def test_steps_are_behind_at_hand_or_to_come(state, marks):
 
 def test_of_two_files_the_one_that_is_served_is_shown():
     both = (health("float32", 0.9, 0.8), health("int8", 0.7, 0.8))
-    one = asked("d-1", "pi-1", state="serving", health=both, answered_at=1e9 + 103)
-    (row,) = deployment_rows.rollout([one], {"pi-1": served("d-1")}, metric="accuracy")
+    one = asked("d-1", "pi-1", state="serving", precision="int8", health=both, answered_at=1e9 + 103)
+    (row,) = deployment_rows.rollout([one], metric="accuracy")
     assert (row["precision"], row["before"], row["after"], row["took"]) == ("int8", "80.0%", "70.0%", "2.00 s")
-    (row,) = deployment_rows.rollout([one], {"pi-1": served("d-0")}, metric="mse")
+    (row,) = deployment_rows.rollout([asked("d-1", "pi-1", state="refused", health=both)], metric="mse")
     assert (row["precision"], row["after"]) == ("float32, not taken", "0.9")
-    (row,) = deployment_rows.rollout([asked("d-1", "pi-1")], {}, metric="accuracy")
+    (row,) = deployment_rows.rollout([asked("d-1", "pi-1")], metric="accuracy")
     assert {row[name] for name in ("precision", "before", "after", "p95", "memory", "took")} == {"-"}
 
 
