@@ -27,6 +27,7 @@ In federation.toml, with what they are without it:
   min_accuracy = 0.8
   max_latency_s = 0.1               # 95th percentile; the goal if there is one
   max_memory_bytes = 200_000_000
+  min_holdout_samples = 10          # with fewer a device compares no accuracy; it is a canary only if all are such
 
 examples:
   reft-edge deploy federation.toml --dry-run                          who would get what, and why?
@@ -215,7 +216,13 @@ def show_outcome(outcome: Progress, settings: FederationSettings) -> None:
 
     from reft_edge.coordinator.deploying.live import print_outcome
 
-    print_outcome(outcome.record, outcome.devices, Console(), metric_of(settings))
+    print_outcome(
+        outcome.record,
+        outcome.devices,
+        Console(),
+        metric_of(settings),
+        min_holdout_samples=settings.deployment.rules.min_holdout_samples,
+    )
 
 
 def metric_of(settings: FederationSettings) -> str:

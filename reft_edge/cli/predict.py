@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
             lines = _json_lines(batch, prediction) if args.json else _text_lines(batch, prediction)
             print("\n".join(lines), flush=True)
     if failed:
-        _tell(f"{predicted} samples were predicted; {len(failed)} files failed")
+        _tell(f"samples predicted: {predicted}; files that failed: {len(failed)}")
     return code
 
 

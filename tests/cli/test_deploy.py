@@ -50,7 +50,7 @@ def test_a_deployment_is_followed_line_by_line_and_ends_with_a_table(fleet, comm
     assert lines[-1] == "version run-1, done (2 serving)"
     rest = lines.index(next(line for line in lines if line.startswith("version run-1, the rest is asked")))
     assert lines[rest + 1].endswith(": asked")
-    assert "a: serving global int8, accuracy 90.0% (80.0% before), p95 2 ms" in lines
+    assert "a: serving global int8, accuracy 90.0% on 10 samples (80.0% before), p95 2 ms" in lines
     assert "version run-1, done (2 serving)" in lines
     assert "Version run-1: done" in out
     for name in "ab":
@@ -58,6 +58,14 @@ def test_a_deployment_is_followed_line_by_line_and_ends_with_a_table(fleet, comm
         assert row == [name, "global", "int8", "80.0%", "90.0%", "2", "ms", "serving"]
     code, out, _ = command("deploy")
     assert (code, "Every device serves version run-1, or takes it when it comes back." in out) == (0, True)
+
+
+def test_that_a_device_could_not_judge_a_version_is_told(fleet, command):
+    fleet.configure(more="[deployment.rules]\nmin_holdout_samples = 11\n")
+    fleet.device("a")
+    code, out, _ = command("deploy", "--quiet")
+    assert code == 0
+    assert "No rule of accuracy was applied to it on a: fewer than 11 samples are held out there" in out
 
 
 def test_a_bad_version_ends_with_8_and_the_reason_in_one_line(fleet, command):

@@ -95,7 +95,7 @@ def test_a_broken_file_among_others_is_named_and_the_others_are_predicted(folder
     assert empty == "empty: the folder has no pictures"
     assert away == "away.png: no such file"
     assert wrong.startswith(f"{folder}/wrong.npz: a sample has shape (3,)")
-    assert summary == "39 samples were predicted; 4 files failed"
+    assert summary == "samples predicted: 39; files that failed: 4"
     lines, _ = predict(capsys, *arguments, "--json", code=3)
     failed = [json.loads(line) for line in lines if "error" in line]
     assert [each["file"] for each in failed] == ["all/07.png", "empty", "away.png", "wrong.npz"]
@@ -126,7 +126,7 @@ def test_what_the_model_fails_on_is_told_with_its_file_and_the_others_are_predic
     answer = "version sum (sum) answers sample 0 (3 of 3 samples) with what is no number"
     assert errors == [
         f"reft-edge predict: a.npz: {answer}",
-        "reft-edge predict: 1 samples were predicted; 1 files failed",
+        "reft-edge predict: samples predicted: 1; files that failed: 1",
     ]
 
 

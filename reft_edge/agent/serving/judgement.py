@@ -81,7 +81,7 @@ def _metric_objection(health: Health, rules: HealthRules, *, accuracy: bool) -> 
     if before is not None and _drop(metric, before, accuracy=accuracy) > rules.max_metric_drop + ROUNDING:
         return NotTaken(
             kind="accuracy",
-            reason=f"{name} {metric:.3g} {where}, {before:.3g} is served now; "
+            reason=f"{name} {metric:.3g} {where}, {before:.3g} of what is served now; "
             f"max_metric_drop is {rules.max_metric_drop:g}",
         )
     return None

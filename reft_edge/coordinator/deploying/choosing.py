@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from reft_edge.bundle.manifest import Cost
@@ -90,20 +90,27 @@ def choose(candidates: Sequence[Candidate], facts: Facts, *, latency_s: float | 
 
 
 def choose_canaries(
-    models: Mapping[str, str], *, share: float, named: Sequence[str] = (), version: str = ""
+    models: Mapping[str, str],
+    *,
+    share: float,
+    named: Sequence[str] = (),
+    version: str = "",
+    unable: Collection[str] = (),
 ) -> frozenset[str]:
     """Which of the devices that are there (device -> its model) get the version first. At least one, if there is any.
 
     Every model has a canary where that leaves as many devices to the rest. `named`: exactly those of them that are
     there. The same devices and version give the same canaries; another version gives others, so that it is not always
-    the same device that takes the risk.
+    the same device that takes the risk. `unable`: those that cannot tell a good version from a bad one; of devices with
+    the same model they are taken last.
     """
     if named:
         return frozenset(named) & models.keys()
     if not models:
         return frozenset()
     by_model: dict[str, list[str]] = defaultdict(list)
-    for device in sorted(models, key=lambda device: hashlib.sha256(f"{version}/{device}".encode()).digest()):
+    drawn = sorted(models, key=lambda device: hashlib.sha256(f"{version}/{device}".encode()).digest())
+    for device in sorted(drawn, key=lambda device: device in unable):
         by_model[models[device]].append(device)
     groups = sorted(by_model.values(), key=lambda devices: (-len(devices), devices[0]))
     wanted = max(1, math.ceil(share * len(models) - 1e-9), min(len(groups), len(models) // 2))

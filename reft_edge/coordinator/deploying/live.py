@@ -146,7 +146,7 @@ def describe(part: DeployedDevice, metric: str) -> str:
     figures = [f"{part.model} {health.precision}"]
     if health.metric is not None:
         before = "" if health.metric_before is None else f" ({metric_text(health.metric_before, metric)} before)"
-        figures.append(f"{metric} {metric_text(health.metric, metric)}{before}")
+        figures.append(f"{metric} {metric_text(health.metric, metric)} on {health.holdout_samples} samples{before}")
     figures.append(f"p95 {milliseconds_text(health.latency_p95_s)}")
     return f"{words} {', '.join(figures)}"
 
@@ -169,7 +169,14 @@ def print_plan(version: str, plan: DeploymentPlan, console: Console) -> None:
     console.print(table)
 
 
-def print_outcome(record: DeploymentRecord, devices: Sequence[DeployedDevice], console: Console, metric: str) -> None:
+def print_outcome(
+    record: DeploymentRecord,
+    devices: Sequence[DeployedDevice],
+    console: Console,
+    metric: str,
+    *,
+    min_holdout_samples: int,
+) -> None:
     """A row a device. Reasons stand below, where they have room; names that are too long go on in the next line."""
     table = new_table(f"Version {record.version}: {STATES[record.state]}", "device")
     table.columns[0].no_wrap = False
@@ -193,5 +200,19 @@ def print_outcome(record: DeploymentRecord, devices: Sequence[DeployedDevice], c
     for part in devices:
         if part.reason:
             console.print(one_line(f"{part.device}: {part.reason}"), markup=False, highlight=False, soft_wrap=True)
+    unjudged = [part.device for part in devices if part.state == "serving" and _few(part, min_holdout_samples)]
+    if unjudged:
+        console.print(
+            f"No rule of {metric} was applied to it on {', '.join(unjudged)}: fewer than {min_holdout_samples} samples "
+            "are held out there (min_holdout_samples)",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     if record.reason:
         console.print(one_line(f"Why: {record.reason}"), markup=False, highlight=False, soft_wrap=True)
+
+
+def _few(part: DeployedDevice, least: int) -> bool:
+    """Whether the device had too few samples to judge it by."""
+    return part.measured is not None and part.measured.holdout_samples < least

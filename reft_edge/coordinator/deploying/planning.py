@@ -7,7 +7,7 @@ and nothing is stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -87,7 +87,7 @@ def plan_deployment(
     there = {name: choice.model for name, choice in choices.items() if name in present and name not in serving}
     if not present & choices.keys():
         raise FederationError(_nobody_there(choices))
-    canaries = _canaries(there, release.version, settings, wishes)
+    canaries = _canaries(there, release.version, settings, wishes, unable=_without_judgement(known, settings))
     parts = [
         _part(deployment, name, choice, canary=name in canaries, serving=name in serving)
         for name, choice in sorted(choices.items())
@@ -173,10 +173,23 @@ def _serves(condition: Condition | None, release: Release, forced: str) -> bool:
     return any(serving.sha256 in model.sha256s for model in release.models)
 
 
-def _canaries(there: Mapping[str, str], version: str, settings: DeploymentSettings, wishes: Wishes) -> frozenset[str]:
+def _without_judgement(known: Sequence[Device], settings: DeploymentSettings) -> set[str]:
+    """Devices that keep too few samples from training to compare a version's accuracy with anything."""
+    least = settings.rules.min_holdout_samples
+    return {one.device for one in known if one.announcement is None or one.announcement.holdout_samples < least}
+
+
+def _canaries(
+    there: Mapping[str, str],
+    version: str,
+    settings: DeploymentSettings,
+    wishes: Wishes,
+    *,
+    unable: Collection[str],
+) -> frozenset[str]:
     share = settings.canary if wishes.canary is None else wishes.canary
     named = () if wishes.canary is not None else settings.canary_devices
-    canaries = choose_canaries(there, share=share, named=named, version=version)
+    canaries = choose_canaries(there, share=share, named=named, version=version, unable=unable)
     if there and not canaries:
         raise FederationError(
             f"none of [deployment] canary_devices ({', '.join(named)}) is there and needs the version; name others, or "

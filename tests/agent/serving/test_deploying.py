@@ -147,7 +147,7 @@ def test_what_does_not_pass_is_told_with_figures_and_the_old_one_stays(device: D
             (
                 "refused",
                 "accuracy",
-                "accuracy 0.333 on 12 held out samples, 1 is served now; max_metric_drop is 0.05",
+                "accuracy 0.333 on 12 held out samples, 1 of what is served now; max_metric_drop is 0.05",
                 device.offer("d0", BAD),
             ),
             (

@@ -125,6 +125,14 @@ def test_another_version_is_tried_by_others():
     assert len(chosen) > 3
 
 
+def test_who_cannot_judge_a_version_tries_it_first_only_where_nobody_can():
+    models = {f"pi-{number}": "global" for number in range(20)}
+    unable = models.keys() - {"pi-3", "pi-7"}
+    for number in range(8):
+        assert choose_canaries(models, share=0.1, version=f"v{number}", unable=unable) == {"pi-3", "pi-7"}
+    assert len(choose_canaries(models, share=0.1, version="v", unable=models)) == 2
+
+
 def test_canaries_that_a_person_names_are_those_that_are_there():
     assert choose_canaries({"a": "x", "b": "x"}, share=1, named=("b", "c")) == {"b"}
 
