@@ -14,6 +14,7 @@ from reft_edge.coordinator.assigning import Plan, Planner
 from reft_edge.coordinator.attempts import is_finished, left_over, participants
 from reft_edge.coordinator.collecting import Collector
 from reft_edge.coordinator.conductor import Conductor, clear_leftovers
+from reft_edge.coordinator.fleet import Device
 from reft_edge.coordinator.open_round import OpenRound
 from reft_edge.coordinator.parts import RunParts
 from reft_edge.coordinator.records import QuarantineRecord, RoundKey, RoundRecord
@@ -178,8 +179,11 @@ class Session:
             self._conductor.listen(timeout_s=LOOK_S)
 
     def _count_ready(self, finished: frozenset[str]) -> tuple[int, int]:
-        """Devices that are there or have `finished`, and those of them that are not in quarantine."""
-        ready = {device.device for device in self._parts.fleet.ready()} | finished
+        """Devices that are there with data or have `finished`, and those of them that are not in quarantine.
+
+        A device without training samples only serves; it is not waited for.
+        """
+        ready = {device.device for device in self._parts.fleet.ready() if _has_data(device)} | finished
         return len(ready), len(ready - {record.device for record in self._parts.store.quarantined()})
 
     def _shortage(self, n_ready: int, n_needed: int) -> str:
@@ -189,12 +193,18 @@ class Session:
                 f"all {n_ready} devices that are there are in quarantine; `reft-edge quarantine FEDERATION_TOML` "
                 "tells why, and --lift DEVICE ends it"
             )
+        idle = sum(not _has_data(device) for device in self._parts.fleet.ready())
+        others = f", {idle} more have no samples to train on" if idle else ""
         return (
-            f"{n_ready} of {n_needed} devices announced themselves within {settings.enrol_wait_s:g} s; start their "
-            f"agents with federation = {settings.federation!r} and the broker {settings.broker.address}"
+            f"{n_ready} of {n_needed} devices announced themselves within {settings.enrol_wait_s:g} s{others}; start "
+            f"their agents with federation = {settings.federation!r} and the broker {settings.broker.address}"
         )
 
     def _tell_planned(self, key: RoundKey, plan: Plan) -> None:
         self._parts.listener(
             events.Planned(round=key.number, attempt=key.attempt, devices=plan.devices, excluded=plan.excluded)
         )
+
+
+def _has_data(device: Device) -> bool:
+    return device.announcement is not None and device.announcement.training_samples > 0

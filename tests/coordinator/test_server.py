@@ -218,6 +218,26 @@ def test_a_device_whose_data_do_not_fit_is_told_apart(write, fleet, tmp_path, br
     assert "samples have shape (7,), the model takes (6,)" in excluded.reason
 
 
+@ONE_KIND
+def test_a_device_that_only_serves_is_not_waited_for(write, fleet, tmp_path, broker, federation):
+    preparation = write(1, rounds=1)
+    nothing = Dataset(inputs=np.zeros((0, 6), np.float32), targets=np.zeros(0, np.int64))
+    name = f"serves-{federation}"
+    seen: list[events.Event] = []
+
+    def listener(event):
+        seen.append(event)
+        if isinstance(event, events.DeviceSeen) and event.device == name and event.profile and not trainers:
+            trainers.extend(fleet("good"))
+
+    trainers: list[Device] = []
+    with Device(name, nothing, broker=address(broker), federation=federation, directory=tmp_path / "serves"):
+        Coordinator(preparation, listener=listener).run()
+    (planned,) = of_kind(seen, events.Planned)
+    assert [one.device for one in planned.devices] == [trainers[0].name]
+    assert [(one.device, one.reason) for one in planned.excluded] == [(name, "it has no training samples")]
+
+
 INTERRUPTIONS = [
     events.Waiting,
     events.Planned,
