@@ -237,6 +237,10 @@ def check_federation(settings: FederationSettings) -> None:
         raise ConfigError(f"[model] classes has {repeated[0]!r} twice")
     if model.classes and isinstance(model.loss_function, MeanSquaredError):
         raise ConfigError("[model] classes are for cross_entropy; a mean_squared_error model has n_outputs only")
+    if settings.deployment.rules.min_accuracy is not None and isinstance(model.loss_function, MeanSquaredError):
+        raise ConfigError(
+            "[deployment.rules] min_accuracy is for cross_entropy; for mean_squared_error there is max_metric_drop"
+        )
     if reason := settings.distillation.augmentation.unfit_reason(model.input_shape):
         raise ConfigError(f"[distillation.augmentation] {reason}")
     if not keeps_every_entry(settings.training.weights_encoding):

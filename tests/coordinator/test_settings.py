@@ -82,6 +82,10 @@ BAD = {
         MODEL + 'loss = "mean_squared_error"\nclasses = ["a", "b"]',
         "classes are for cross_entropy",
     ),
+    "accuracy of a regression": (
+        MODEL + 'n_outputs = 2\nloss = "mean_squared_error"\n[deployment.rules]\nmin_accuracy = 0.8',
+        r"\[deployment.rules\] min_accuracy is for cross_entropy",
+    ),
     "unknown loss": (MODEL + 'n_outputs = 2\nloss = "hinge"', "model.loss: .*hinge"),
     "unknown optimizer": (MODEL + 'n_outputs = 2\noptimizer = { name = "lion" }', "model.optimizer.*lion"),
     "empty shape": (MODEL.replace("[3, 32, 32]", "[]") + "n_outputs = 2", "model.input_shape"),

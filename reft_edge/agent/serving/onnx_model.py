@@ -127,7 +127,7 @@ class OnnxModel:
     def expectation(self) -> str:
         """What it takes, for an error."""
         shape = ", ".join(("n", *map(str, self.sample_shape)))
-        pictures = " or uint8 from pictures" if self.dtype.kind == "f" else ""
+        pictures = " or uint8 from pictures" if self.takes_pictures and self.dtype.kind == "f" else ""
         return f"{self._called} takes ({shape}) {self.dtype.name}{pictures}"
 
     def answers(self, outputs: FloatArray) -> FloatArray:

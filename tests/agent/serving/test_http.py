@@ -267,7 +267,7 @@ def test_a_form_an_archive_and_a_picture_for_a_model_of_other_things_are_of_no_k
     (tmp_path / "sensor.onnx").write_bytes(linear_onnx([0, 1], shape=(6,)))
     status, text = start(tmp_path / "sensor.onnx").refused(picture())
     assert status == 415
-    assert text.startswith("sensor.onnx takes (n, 6) float32")
+    assert text.startswith("sensor.onnx takes (n, 6) float32; send an array")
 
 
 @pytest.mark.parametrize(
