@@ -143,6 +143,7 @@ def _check(settings: AgentSettings, base_dir: Path, *, as_json: bool) -> int:
     from reft_edge.agent.training import split_seed
     from reft_edge.data.describe import describe_dataset
     from reft_edge.profiling.profile import DeviceProfile
+    from reft_edge.wire.deployment import HealthRules
 
     found: dict[str, Any] = {"device": settings.device, "federation": settings.federation}
     found |= _check_identity(settings)
@@ -162,7 +163,12 @@ def _check(settings: AgentSettings, base_dir: Path, *, as_json: bool) -> int:
         print(json.dumps(found))
     else:
         for key, value in found.items():
-            print(f"{key:22}{value}")
+            print(f"{key:22}{'-' if value is None else value}")
+        least = HealthRules().min_holdout_samples
+        if data.holdout_samples < least:
+            _warn(
+                f"with {data.holdout_samples} samples held out this device cannot judge a version; {least} are needed"
+            )
         print("everything is all right")
     return 0
 

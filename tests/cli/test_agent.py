@@ -147,6 +147,21 @@ def test_an_enrolled_device_passes_every_check(
 
 
 @pytest.mark.mosquitto
+def test_too_few_samples_to_judge_a_version_are_a_warning(
+    enrolment: Enrolment, tmp_path: Path, port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = enrol(msgspec.structs.replace(enrolment, broker_port=port), tmp_path / "pi")
+    capsys.readouterr()
+    assert main(["agent", str(settings), "--check"]) == 0
+    out, err = capsys.readouterr()
+    assert out.endswith("everything is all right\n")
+    assert "warning: with 4 samples held out this device cannot judge a version; 10 are needed" in err
+    np.savez(settings.parent / "data.npz", inputs=np.zeros((60, 3), np.float32), targets=np.arange(60) % 2)
+    assert main(["agent", str(settings), "--check"]) == 0
+    assert "cannot judge" not in capsys.readouterr().err
+
+
+@pytest.mark.mosquitto
 def test_a_revoked_device_hears_both_what_the_broker_says_and_what_is_seen_here(
     enrolment: Enrolment, authority: Authority, tmp_path: Path, port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
