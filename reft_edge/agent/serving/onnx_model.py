@@ -105,7 +105,7 @@ class OnnxModel:
         try:
             samples = np.asarray(inputs)
         except ValueError as exc:  # rows of different lengths
-            raise DataError(f"inputs do not make one array: their rows are of different lengths") from exc
+            raise DataError("inputs do not make one array: their rows are of different lengths") from exc
         if samples.shape[1:] != self.sample_shape or samples.ndim == 0 or len(samples) == 0:
             hint = "; put one sample into a list of its own" if samples.shape == self.sample_shape else ""
             raise DataError(f"inputs have shape {samples.shape}; {self.expectation}{hint}")
