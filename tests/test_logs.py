@@ -45,6 +45,7 @@ class Lines:
 
 @pytest.fixture
 def lines() -> Iterator[Lines]:
+    process_is_about(Subject())  # commands that other tests ran in this process have said what it is about
     yield Lines()
     process_is_about(Subject())
 

@@ -41,7 +41,7 @@ def verdict(*measured: Health, accuracy: bool = True, **rules: Any) -> Taken | N
         (
             {"metric": 0.61, "metric_before": 0.93},
             {},
-            "accuracy 0.61 on 120 held out samples, 0.93 is served now; max_metric_drop is 0.05",
+            "accuracy 0.61 on 120 held out samples, 0.93 of what is served now; max_metric_drop is 0.05",
         ),
         (
             {"metric": 0.61, "metric_before": None},
@@ -69,7 +69,7 @@ def test_an_error_may_be_above_by_a_share() -> None:
     assert verdict(health(metric=2.1, metric_before=2.0), accuracy=False) == Taken(precision="float32")
     answer = verdict(health(metric=2.2, metric_before=2.0), accuracy=False)
     assert isinstance(answer, NotTaken)
-    assert answer.reason.startswith("mean squared error 2.2 on 120 held out samples, 2 is served now")
+    assert answer.reason.startswith("mean squared error 2.2 on 120 held out samples, 2 of what is served now")
     assert verdict(health(metric=9.0, metric_before=None), accuracy=False, min_accuracy=1.0) == Taken(
         precision="float32"
     )

@@ -120,7 +120,7 @@ def test_who_was_away_when_it_was_undone_goes_back_when_it_returns(asked_while_a
 
 
 def test_one_that_trains_keeps_the_files_and_serves_them(tmp_path, broker, federation, monkeypatch):
-    path = write_federation(tmp_path, broker, federation, 3, rounds=1, epochs=0, ratios=(0.0,))
+    path = write_federation(tmp_path, broker, federation, 1, rounds=1, epochs=0, ratios=(0.0,))
     settings = load_federation(path)
     place = {"broker": broker.settings, "federation": federation, "directory": tmp_path / "devices"}
     with Device("trainer", points(60, 10), **place), ServingDevice("here", **place):
