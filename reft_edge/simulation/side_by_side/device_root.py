@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import FrameType
 
 from reft_edge.simulation.children import end_with_parent
 from reft_edge.simulation.side_by_side.processes import descendants
@@ -23,8 +24,15 @@ _PR_SET_CHILD_SUBREAPER = 36
 def main(command: list[str]) -> int:
     if ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise SystemExit("this system has no child subreapers; CPU time of orphans would be lost")
+    child: subprocess.Popen[bytes] | None = None
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        if child is None:
+            raise SystemExit(128 + number)
+        os.kill(child.pid, number)
+
+    signal.signal(signal.SIGTERM, pass_on)  # before there is a child that could tell somebody to stop us
     child = subprocess.Popen(command, preexec_fn=end_with_parent())
-    signal.signal(signal.SIGTERM, lambda number, _frame: os.kill(child.pid, number))
     status = _wait_for(child.pid)
     while rest := descendants(os.getpid()):
         for pid in rest:
