@@ -117,6 +117,8 @@ class RunOverview(msgspec.Struct, frozen=True, kw_only=True):
     """Why it failed."""
     at_work: bool
     """Whether a coordinator works on the federation now."""
+    watched: bool
+    """Whether it, a deployment or a monitor hears the devices now; if not, they are as they were heard last."""
     created_at: float | None
     ended_at: float | None
     round: int
@@ -176,6 +178,7 @@ class Tally:
             state=record.state if record is not None else None,
             reason=record.reason if record is not None else "",
             at_work=files.at_work,
+            watched=files.watched,
             created_at=record.created_at if record is not None else None,
             ended_at=record.ended_at if record is not None else None,
             round=view.round,

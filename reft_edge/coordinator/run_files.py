@@ -38,6 +38,8 @@ class FleetFiles:
     """The output directory, where the store lies and each run has a folder."""
     at_work: bool
     """Whether a coordinator owns the store, and not a deployment, a roll-back or a monitor, or nobody."""
+    watched: bool
+    """Whether any of these hears the devices now. If not, presence and conditions are as they were heard last."""
     devices: list[DeviceRecord]
     quarantined: list[QuarantineRecord]
     presence: list[PresenceRecord]
@@ -114,10 +116,12 @@ def _results(settings_file: Path) -> tuple[FederationSettings, Path]:
 
 def _read_fleet(store: Store, federation: str, results: Path) -> FleetFiles:
     deployments = store.deployments(federation)
+    holder = holder_of(results)
     return FleetFiles(
         federation=federation,
         results=results,
-        at_work=holder_of(results) == "coordinator",
+        at_work=holder == "coordinator",
+        watched=bool(holder),
         devices=store.devices(),
         quarantined=store.quarantined(),
         presence=store.presence(),

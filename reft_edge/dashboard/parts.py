@@ -119,7 +119,8 @@ def _summary() -> Part:
         last = next((one for one in reversed(found.values) if one is not None), None)
         value(metric_text(last, found.metric), f"{found.metric} on test data")
         here = sum(one.state not in NOT_THERE for one in found.devices)
-        devices(f"{here} of {len(found.devices)}", "devices are there")
+        when = "devices are there" if found.watched else "devices were there when heard last"
+        devices(f"{here} of {len(found.devices)}", when)
         busy(str(sum(one.state in AT_WORK for one in found.devices)), "are at work")
         served(*_served(found))
 

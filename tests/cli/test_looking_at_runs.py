@@ -45,12 +45,15 @@ def test_status_says_where_the_run_stands_and_who_has_trouble(federation, capsys
 def test_status_sees_a_coordinator_at_work(federation, capsys):
     with closing(Store(federation.parent / "federation")):
         assert json.loads(answer(capsys, "status", federation, "--json"))["at_work"] is True
-    assert json.loads(answer(capsys, "status", federation, "--json"))["at_work"] is False
+    found = json.loads(answer(capsys, "status", federation, "--json"))
+    assert (found["at_work"], found["watched"]) == (False, False)
 
 
 def test_a_run_is_interrupted_while_only_a_monitor_or_a_deployment_is_at_work(federation, capsys):
     with closing(Store(federation.parent / "federation", holder="operator")):
         assert "interrupted: the coordinator is not running" in answer(capsys, "status", federation)
+        found = json.loads(answer(capsys, "status", federation, "--json"))
+        assert (found["at_work"], found["watched"]) == (False, True)
         assert is_at_work(federation.parent / "federation")
         with pytest.raises(FederationError):
             Store(federation.parent / "federation")

@@ -17,6 +17,7 @@ FILES = RunFiles(
     federation="birds",
     results=Path(),
     at_work=True,
+    watched=True,
     devices=[],
     quarantined=[],
     presence=[],
